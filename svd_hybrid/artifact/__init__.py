@@ -1,0 +1,1 @@
+"""The artifact directory: its format, its writer, its reader, its verifier."""

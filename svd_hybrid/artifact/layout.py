@@ -1,0 +1,51 @@
+"""File names, versions and limits of the artifact directory, in one place."""
+
+from __future__ import annotations
+
+import re
+
+FORMAT = "svdh-artifact"
+OLDEST_READABLE = 1
+NEWEST_READABLE = 1
+WRITTEN = 1
+
+MANIFEST = "manifest.json"
+CONFIG = "config.json"
+WEIGHTS = "weights.json"
+CLUSTERS = "clusters.json"
+DIAGNOSTICS = "diagnostics.json"
+CARD = "README.md"
+DOCUMENTS = (CONFIG, WEIGHTS, CLUSTERS, DIAGNOSTICS, CARD)
+
+BASIS, COEFFS, MASKS = "basis", "coeffs", "masks"
+SHARD_FOLDERS = (BASIS, COEFFS, MASKS)
+SHARD_PATTERN = re.compile(r"(basis|coeffs|masks)/([0-9a-f]{64})\.safetensors")
+
+SHARD_BYTES = 32 * 2**20
+"""A shard is closed once it holds this much; bounds what the writer keeps in memory."""
+
+MOST_MANIFEST_BYTES = 256 * 2**20
+MOST_TASKS = 4096
+
+DEFAULT_MERGE = "merged"
+
+
+def shard_folder(part: str) -> str:
+    """Which folder a part's arrays are stored in, by its role.
+
+    >>> shard_folder("coeff_low"), shard_folder("mean"), shard_folder("noise.basis_high")
+    ('coeffs', 'basis', 'basis')
+    """
+    role = part.rsplit(".", 1)[-1]
+    if role.startswith("coeff"):
+        return COEFFS
+    return MASKS if role.startswith("mask") else BASIS
+
+
+def array_name(ordinal: int, part: str, array: str) -> str:
+    """Name of a stored array: tensor ordinal, part, array.
+
+    >>> array_name(12, "coeff_low", "stage0.codes")
+    't00012.coeff_low.stage0.codes'
+    """
+    return f"t{ordinal:05d}.{part}.{array}"

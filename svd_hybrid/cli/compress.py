@@ -1,0 +1,215 @@
+"""`svdh compress`: a family of checkpoints → an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from svd_hybrid.cli.options import (
+    PATH,
+    WordsCommand,
+    base_option,
+    common_options,
+    config_options,
+    given,
+    overwrite_option,
+)
+from svd_hybrid.cli.reporter import note, number, print_json, print_table, progress_bar, size
+from svd_hybrid.compress.config import (
+    OPTIONAL_PATHS,
+    CompressConfig,
+    read_config_file,
+    resolve_config,
+)
+from svd_hybrid.errors import UsageError
+
+if TYPE_CHECKING:
+    from svd_hybrid.compress.run import CompressRequest, CompressResult
+
+
+@click.command(cls=WordsCommand, short_help="Compress fine-tunes of one base into an artifact.")
+@base_option
+@click.option(
+    "--checkpoint-dir", type=PATH, metavar="DIR", help="Folder with the tasks' checkpoints."
+)
+@click.option(
+    "--tasks",
+    multiple=True,
+    metavar="NAME …",
+    help="Tasks, looked up in --checkpoint-dir; their order is kept.",
+)
+@click.option(
+    "--task", "task_paths", multiple=True, metavar="NAME=PATH", help="A task with its checkpoint."
+)
+@click.option("--artifact-dir", type=PATH, metavar="DIR", help="The directory to make.")
+@click.option("--mask-dir", type=PATH, metavar="DIR", help="Per-task masks, or one TALL_mask file.")
+@click.option(
+    "--performance-file", type=PATH, metavar="FILE", help="JSON object: task → accuracy in [0, 1]."
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=PATH,
+    metavar="FILE",
+    help="YAML or JSON with any of these keys; the command line wins.",
+)
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any configuration key."
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    help="Where to compute. Encoding runs on the CPU, so that equal inputs give equal bytes; "
+    "cuda is accepted and says so.",
+)
+@config_options
+@overwrite_option
+@common_options
+def compress(
+    quiet: bool, as_json: bool, debug: bool, overwrite: bool, device: str, **values: Any
+) -> None:
+    """Compress fine-tunes of one base into an artifact directory.
+
+    Prints the directory; a summary goes to stderr.
+
+    Example: svdh compress --base-model-path base --checkpoint-dir ckpts --tasks cars dtd eurosat
+    --artifact-dir art
+    """
+    request = build_request(values, overwrite)
+    if device == "cuda":
+        note("encoding runs on the CPU: --device cuda changes nothing")
+    from svd_hybrid.compress.run import run_compress
+
+    with progress_bar(quiet or as_json) as progress:
+        result = run_compress(request, progress)
+    for line in result.notes:
+        note(line)
+    if as_json:
+        print_json(result.as_json())
+        return
+    if not quiet:
+        print_summary(result)
+    click.echo(result.artifact_dir)
+
+
+def build_request(values: dict[str, Any], overwrite: bool) -> CompressRequest:
+    """The run that command line and configuration file ask for together.
+
+    Raises:
+        UsageError: something needed is missing, or a key is unknown.
+    """
+    from svd_hybrid.compress.run import CompressRequest
+
+    file_path = values.get("config_file")
+    from_file = read_config_file(file_path) if file_path else {}
+    paths = {
+        key: Path(str(from_file.pop(key)))
+        for key in OPTIONAL_PATHS
+        if from_file.get(key) is not None
+    }
+    for key in OPTIONAL_PATHS:
+        from_file.pop(key, None)
+    listed = from_file.pop("tasks", [])
+    base = values["base"] or paths.get("base_model_path")
+    artifact_dir = values["artifact_dir"] or paths.get("artifact_dir")
+    if base is None:
+        raise UsageError("no base given", fix="pass --base-model-path PATH")
+    if artifact_dir is None:
+        raise UsageError("no artifact directory given", fix="pass --artifact-dir DIR")
+    tasks = resolve_tasks(
+        list(values["tasks"]) or _task_list(listed, str(file_path)),
+        values["task_paths"],
+        values["checkpoint_dir"] or paths.get("checkpoint_dir"),
+    )
+    return CompressRequest(
+        base,
+        tasks,
+        artifact_dir,
+        merged_config(from_file, str(file_path), values),
+        values["mask_dir"] or paths.get("mask_dir"),
+        values["performance_file"] or paths.get("performance_file"),
+        overwrite,
+    )
+
+
+def merged_config(from_file: dict[str, Any], where: str, values: dict[str, Any]) -> CompressConfig:
+    """Defaults < file < `--set` < options."""
+    if from_file:
+        resolve_config(from_file, where)  # its own mistakes are reported against the file
+    assigned = dict(_assignment(text) for text in values.get("assignments", ()))
+    return resolve_config(from_file | assigned | given(values), "command line")
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text!r} has no '='", fix="write --set KEY=VALUE")
+    return key.strip().replace("-", "_"), value.strip()
+
+
+def _task_list(listed: Any, where: str) -> list[str]:
+    if not isinstance(listed, list) or not all(isinstance(task, str) for task in listed):
+        raise UsageError("key 'tasks' is not a list of names", where=where)
+    return listed
+
+
+def resolve_tasks(
+    names: list[str], task_paths: tuple[str, ...], checkpoint_dir: Path | None
+) -> dict[str, Path]:
+    """Checkpoint by task: looked up by name, then those given as NAME=PATH.
+
+    Raises:
+        UsageError: no task, a name twice, names without a folder, or a malformed NAME=PATH.
+        FamilyError, StorageError: a task has no checkpoint.
+    """
+    from svd_hybrid.io.lookup import find_task_checkpoint
+
+    tasks: dict[str, Path] = {}
+
+    def add(name: str, path: Path) -> None:
+        if name in tasks:
+            raise UsageError(f"task {name!r} is given twice", fix="name every task once")
+        tasks[name] = path
+
+    if names and checkpoint_dir is None:
+        raise UsageError("--tasks needs --checkpoint-dir", fix="pass --checkpoint-dir DIR")
+    for name in names:
+        assert checkpoint_dir is not None  # checked above
+        add(name, find_task_checkpoint(checkpoint_dir, name))
+    for text in task_paths:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path:
+            raise UsageError(f"--task {text!r} is not NAME=PATH", fix="write --task cars=cars.pt")
+        add(name, Path(path))
+    if not tasks:
+        raise UsageError("no task given", fix="pass --tasks NAME … or --task NAME=PATH")
+    return tasks
+
+
+def print_summary(result: CompressResult) -> None:
+    """Sizes, ratios, weights and errors on stderr."""
+    facts = result.bytes
+    rows = [
+        (task, number(result.weights[task]), number(result.task_errors[task], ".3e"))
+        for task in result.weights
+    ]
+    rows.append(("all", "", number(result.relative_error, ".3e")))
+    print_table("tasks", ("task", "weight", "relative error"), rows)
+    print_table(
+        "bytes",
+        ("artifact", "replaces", "ratio", "vs fp32", "vs fp16", "bits per parameter", "CPU s"),
+        [
+            (
+                size(facts["bytes_artifact"]),
+                size(facts["bytes_replaced"]),
+                number(facts["ratio_src"], ".2f"),
+                number(facts["ratio_fp32"], ".2f"),
+                number(facts["ratio_fp16"], ".2f"),
+                number(facts["bpp_all"], ".2f"),
+                number(result.cpu_s, ".1f"),
+            )
+        ],
+    )

@@ -1,0 +1,80 @@
+"""From exceptions to one clear message and the right exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+
+import click
+
+from svd_hybrid.errors import SvdhError
+
+OUR_BUG = 1
+USAGE = 2
+INTERRUPTED = 130
+TERMINATED = 143
+
+
+def run_guarded(body: Callable[[], object], argv: list[str]) -> int:
+    """Run a command; print what goes wrong to stderr and return the exit code.
+
+    Args:
+        body: the command.
+        argv: its arguments; `--json` makes errors one JSON object, `--debug` adds tracebacks.
+    """
+    as_json, debug = "--json" in argv, "--debug" in argv
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        result = body()
+    except SvdhError as error:
+        return _report(error.what, error.where, error.fix, error.exit_code, as_json, debug)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "svdh"
+        message = error.format_message().rstrip(".")
+        what = message[:1].lower() + message[1:]
+        return _report(what, "", f"see {command} --help", USAGE, as_json, debug)
+    except click.ClickException as error:
+        return _report(error.format_message(), "", "", error.exit_code, as_json, debug)
+    except (KeyboardInterrupt, click.Abort):
+        return _report("interrupted; nothing was left half-written", "", "", INTERRUPTED, as_json)
+    except _TerminatedError:
+        return _report("terminated; nothing was left half-written", "", "", TERMINATED, as_json)
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        return 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except Exception as error:  # the last line of defence: our own mistakes
+        what = f"internal error: {type(error).__name__}: {error}"[:400]
+        return _report(what, "", "report it with the output of --debug", OUR_BUG, as_json, debug)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return result if isinstance(result, int) else 0
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM arrived; unwinds the stack so that staged output is removed."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise _TerminatedError
+
+
+def _report(what: str, where: str, fix: str, code: int, as_json: bool, debug: bool = False) -> int:
+    if debug:
+        traceback.print_exc()
+    if as_json:
+        facts = {"error": what, "where": where, "fix": fix, "code": code}
+        print(json.dumps(facts, ensure_ascii=False), file=sys.stderr)
+        return code
+    lines = [f"error: {what}"]
+    lines += [f"  where: {where}"] if where else []
+    lines += [f"  fix:   {fix}"] if fix else []
+    print("\n".join(lines), file=sys.stderr)
+    return code

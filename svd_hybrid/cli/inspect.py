@@ -1,0 +1,136 @@
+"""`svdh inspect`: what an artifact holds, what it costs and what was lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from svd_hybrid.cli.options import artifact_option, common_options
+from svd_hybrid.cli.reporter import number, print_json, print_table, size
+
+if TYPE_CHECKING:
+    from svd_hybrid.artifact.manifest import Manifest
+
+
+@click.command(short_help="Show what an artifact holds.")
+@artifact_option
+@click.option("--tensors", "show_tensors", is_flag=True, help="One row per tensor.")
+@common_options
+def inspect(
+    artifact_dir: Path, show_tensors: bool, quiet: bool, as_json: bool, debug: bool
+) -> None:
+    """Show tasks, merges, sizes and recorded errors; nothing is decoded or checked."""
+    from svd_hybrid.artifact.files import directory_bytes, read_manifest
+
+    manifest = read_manifest(artifact_dir)
+    facts = _facts(manifest, directory_bytes(artifact_dir), _diagnostics(artifact_dir))
+    if as_json:
+        print_json(facts)
+        return
+    _print_facts(facts)
+    if show_tensors:
+        _print_tensors(facts["tensors"])
+
+
+def _diagnostics(folder: Path) -> dict[str, Any]:
+    """diagnostics.json, checked against its schema; empty when there is none."""
+    from svd_hybrid.artifact.jsonfile import parse_json
+    from svd_hybrid.artifact.layout import DIAGNOSTICS
+    from svd_hybrid.artifact.schema import validate
+
+    path = folder / DIAGNOSTICS
+    if not path.is_file():
+        return {}
+    record: dict[str, Any] = parse_json(path.read_bytes(), str(path))
+    validate(record, "diagnostics-v1", str(path))
+    return record
+
+
+def _facts(manifest: Manifest, total: int, diagnostics: dict[str, Any]) -> dict[str, Any]:
+    numbers = manifest.scalars * len(manifest.tasks)
+    errors = diagnostics.get("tasks", {})
+    measured = diagnostics.get("per_parameter", {})
+    return {
+        "artifact_id": manifest.artifact_id,
+        "profile": manifest.profile,
+        "tasks": {
+            task: {"relative_error": errors.get(task, {}).get("relative_error")}
+            for task in manifest.tasks
+        },
+        "merges": {
+            name: {
+                "method": merge.method,
+                "scaling": merge.scaling,
+                "weights": dict(zip(manifest.tasks, merge.weights, strict=True)),
+            }
+            for name, merge in manifest.merges.items()
+        },
+        "default_merge": manifest.default_merge,
+        "parameters": manifest.scalars,
+        "bytes_artifact": total,
+        "bpp_all": 8 * total / numbers if numbers else None,
+        "ratio_src": diagnostics.get("summary", {}).get("ratio_src"),
+        "relative_error": diagnostics.get("summary", {}).get("relative_error"),
+        "files": {file.path: file.bytes for file in manifest.files},
+        "tensors": {
+            tensor.name: {
+                "shape": list(tensor.shape),
+                "dtype": tensor.dtype,
+                "alias": tensor.alias,
+                "parts": sorted(tensor.parts),
+                "k": measured.get(tensor.name, {}).get("k"),
+                "mean_relative_error": measured.get(tensor.name, {}).get("mean_relative_error"),
+            }
+            for tensor in manifest.tensors
+        },
+    }
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    print_table(
+        f"artifact {facts['artifact_id'][:16]}…  profile {facts['profile']}",
+        ("tensors", "parameters", "size", "bits per parameter", "ratio", "relative error"),
+        [
+            (
+                str(len(facts["tensors"])),
+                f"{facts['parameters']:,}",
+                size(facts["bytes_artifact"]),
+                number(facts["bpp_all"], ".3f"),
+                number(facts["ratio_src"], ".2f"),
+                number(facts["relative_error"], ".3e"),
+            )
+        ],
+        to_stdout=True,
+    )
+    merges = facts["merges"]
+    rows = [
+        (
+            task,
+            number(error["relative_error"], ".3e"),
+            *(number(merge["weights"][task]) for merge in merges.values()),
+        )
+        for task, error in facts["tasks"].items()
+    ]
+    titles = [
+        f"{name} ({merge['method']}, scaling {merge['scaling']:g})"
+        for name, merge in merges.items()
+    ]
+    print_table("tasks and merges", ("task", "relative error", *titles), rows, to_stdout=True)
+
+
+def _print_tensors(tensors: dict[str, Any]) -> None:
+    rows = [
+        (
+            name,
+            "x".join(map(str, tensor["shape"])) or "scalar",
+            tensor["dtype"],
+            number(tensor["k"], "d"),
+            number(tensor["mean_relative_error"], ".2e"),
+            f"= {tensor['alias']}" if tensor["alias"] else " ".join(tensor["parts"]) or "–",
+        )
+        for name, tensor in tensors.items()
+    ]
+    header = ("tensor", "shape", "dtype", "k", "relative error", "stored")
+    print_table("tensors", header, rows, to_stdout=True)

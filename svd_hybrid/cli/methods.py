@@ -1,0 +1,54 @@
+"""`svdh methods`: the merge methods, what they take and where they come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from svd_hybrid.cli.options import common_options
+from svd_hybrid.cli.reporter import print_json, print_table
+
+
+@click.command(short_help="List merge methods and their parameters.")
+@click.argument("name", required=False)
+@common_options
+def methods(name: str | None, quiet: bool, as_json: bool, debug: bool) -> None:
+    """List the merge methods, or show one: what it does, its source and its parameters."""
+    from svd_hybrid.methods import METHODS
+
+    chosen = [METHODS[name]] if name else list(METHODS.values())
+    facts: list[dict[str, Any]] = [
+        {
+            "name": method.name,
+            "version": method.version,
+            "summary": method.summary,
+            "source": method.source,
+            "per_task_reload": method.per_task_reload,
+            "needs_statistics": method.needs_statistics,
+            "parameters": method.parameters,
+        }
+        for method in chosen
+    ]
+    if as_json:
+        print_json({"methods": facts})
+        return
+    rows = [
+        (
+            method["name"],
+            "yes" if method["per_task_reload"] else "no",
+            "yes" if method["needs_statistics"] else "no",
+            method["summary"],
+        )
+        for method in facts
+    ]
+    header = ("method", "per-task reload", "needs statistics", "what it does")
+    print_table("merge methods", header, rows, to_stdout=True)
+    if name:
+        click.echo(f"source: {facts[0]['source']}\n")
+        parameters = [
+            (p["name"], str(p["default"]), p["type"], p["help"]) for p in facts[0]["parameters"]
+        ]
+        print_table(
+            "parameters", ("name", "default", "type", "meaning"), parameters, to_stdout=True
+        )

@@ -1,0 +1,123 @@
+"""Options that several commands share, each declared once, and how lists of words are read."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import click
+
+from svd_hybrid.compress.config import CompressConfig, known_keys
+from svd_hybrid.compress.profiles.params import PROFILE_PARAMS
+from svd_hybrid.methods import METHODS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+
+
+class WordsCommand(click.Command):
+    """A command whose options in `word_lists` take several words: `--tasks cars dtd eurosat`."""
+
+    word_lists = ("--tasks",)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the option before each of its words, which is what click understands."""
+        return super().parse_args(ctx, list(_repeat_options(args, self.word_lists)))
+
+
+def _repeat_options(args: list[str], options: tuple[str, ...]) -> Iterable[str]:
+    current = ""
+    for position, word in enumerate(args):
+        if word == "--":
+            yield from args[position:]
+            return
+        if word.startswith("-"):
+            current = word if word in options else ""
+            follows = args[position + 1 : position + 2]
+            if current and (not follows or follows[0].startswith("-")):
+                raise click.UsageError(f"{word} needs at least one word")
+            if current:
+                continue
+        if current:
+            yield current
+        yield word
+
+
+def base_option(command: F) -> F:
+    """--base-model-path, alias --base."""
+    return click.option(
+        "--base-model-path",
+        "--base",
+        "base",
+        type=PATH,
+        metavar="PATH",
+        help="Base checkpoint: safetensors or torch file, or HF folder.",
+    )(command)
+
+
+def artifact_option(command: F) -> F:
+    """--artifact-dir."""
+    return click.option(
+        "--artifact-dir", required=True, type=PATH, metavar="DIR", help="The artifact directory."
+    )(command)
+
+
+def overwrite_option(command: F) -> F:
+    """--overwrite."""
+    return click.option("--overwrite", is_flag=True, help="Replace an existing output, whole.")(
+        command
+    )
+
+
+def common_options(command: F) -> F:
+    """--json, --quiet, --debug."""
+    for option in (
+        click.option("--debug", is_flag=True, help="Show tracebacks."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress and no table on stderr."),
+        click.option(
+            "--json", "as_json", is_flag=True, help="Print exactly one JSON document on stdout."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def config_options(command: F) -> F:
+    """One option per configuration key, with its type, default and help from the dataclasses."""
+    described = [CompressConfig, METHODS["svd-hybrid"].params, *PROFILE_PARAMS.values()]
+    hints = known_keys("svd-hybrid", "hybrid")
+    options = [
+        _config_option(field.name, hints[field.name], field.default, field.metadata["help"])
+        for kind in described
+        for field in fields(kind)
+        if "help" in field.metadata
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _config_option(name: str, hint: Any, default: Any, help_text: str) -> Callable[[F], F]:
+    flag = "--" + name.replace("_", "-")
+    shown = f"{help_text[:1].upper()}{help_text[1:]}."
+    if hint is bool:
+        text = f"{shown}  [default: {'on' if default else 'off'}]"
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
+    kind: Any = hint
+    if isinstance(hint, types.UnionType):
+        kind = typing.get_args(hint)[0]
+    if typing.get_origin(kind) is Literal:
+        kind = click.Choice(typing.get_args(kind))
+    text = shown if default in ("", None) else f"{shown}  [default: {default}]"
+    return click.option(flag, name, type=kind, default=None, help=text)
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """The configuration keys that were really passed on the command line."""
+    known = known_keys("svd-hybrid", "hybrid")
+    return {key: value for key, value in values.items() if key in known and value is not None}

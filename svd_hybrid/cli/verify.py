@@ -1,0 +1,37 @@
+"""`svdh verify`: is the artifact whole, and is this its base?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from svd_hybrid.cli.options import artifact_option, base_option, common_options
+from svd_hybrid.cli.reporter import print_json
+from svd_hybrid.errors import BaseMismatchError
+
+
+@click.command(short_help="Check every file of an artifact, and the base if given.")
+@artifact_option
+@base_option
+@common_options
+def verify(artifact_dir: Path, base: Path | None, quiet: bool, as_json: bool, debug: bool) -> int:
+    """Check every file's size and content, and with a base every tensor of it.
+
+    Exit code 0 when all is well, 4 when the artifact is damaged, 5 when only the base is wrong.
+    """
+    from svd_hybrid.artifact.verify import verify as run_verify
+
+    report = run_verify(artifact_dir, base)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        for problem in report.problems:
+            click.echo(f"problem: {problem}", err=True)
+        if not report.problems:
+            base_part = f", base of {report.tensors} tensors" if base else ""
+            click.echo(f"ok: {report.files + 1} files{base_part}, id {report.artifact_id}")
+    if not report.problems:
+        return 0
+    only_base = all(isinstance(problem, BaseMismatchError) for problem in report.problems)
+    return BaseMismatchError.exit_code if only_base else 4

@@ -1,0 +1,49 @@
+"""The closed list of codecs, and how a manifest names one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from svd_hybrid.codec.base import Codec
+from svd_hybrid.codec.bitmask import BitmaskCodec
+from svd_hybrid.codec.half import HalfCodec
+from svd_hybrid.codec.raw import RawCodec
+from svd_hybrid.codec.residual import ResidualAffineCodec
+from svd_hybrid.errors import VersionError
+from svd_hybrid.registry import Registry, did_you_mean
+
+CODECS: Registry[type[Codec]] = Registry(
+    "codec", [RawCodec, HalfCodec, ResidualAffineCodec, BitmaskCodec]
+)
+
+
+def codec_from_json(record: Mapping[str, Any]) -> Codec:
+    """The codec a manifest record names.
+
+    Args:
+        record: {"name": …, "version": …, **parameters}.
+
+    Raises:
+        VersionError: this reader has no such codec, or not that version of it.
+        ArtifactError: the parameters are not as the format says.
+    """
+    config = dict(record)
+    name, version = config.pop("name"), config.pop("version")
+    if name not in CODECS:
+        raise VersionError(
+            f"unknown codec {name!r}; {did_you_mean(name, CODECS)}",
+            fix="read this artifact with a newer svdh",
+        )
+    codec = CODECS[name]
+    if version != codec.version:
+        raise VersionError(
+            f"codec {name!r} version {version}; this svdh reads version {codec.version}",
+            fix="read this artifact with a newer svdh",
+        )
+    return codec.from_config(config)
+
+
+def codec_to_json(codec: Codec) -> dict[str, Any]:
+    """The manifest record of a codec; `codec_from_json` reads it back."""
+    return {"name": codec.name, "version": codec.version, **codec.config()}

@@ -1,0 +1,213 @@
+"""diagnostics.json: what was stored, what it costs and what was lost. Measured, never estimated."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from svd_hybrid.artifact.jsonfile import canonical_json
+from svd_hybrid.compress.config import CompressConfig
+from svd_hybrid.compress.profiles.base import EncodedStack
+from svd_hybrid.compress.tensor import EncodedTensor
+from svd_hybrid.io.tensors import TensorInfo
+from svd_hybrid.numerics.metrics import ErrorSums
+
+VERSION = 1
+ORIGINAL_CONFIG_KEYS = (
+    "energy_threshold",
+    "max_rank",
+    "low_bits",
+    "rtvq_stages",
+    "mask_strategy",
+    "weighting",
+)
+
+
+@dataclass(slots=True)
+class Diagnostics:
+    """Collects facts tensor by tensor and writes the document at the end.
+
+    Args:
+        config: the resolved configuration.
+        tasks: task names in order.
+        base_bytes: sizes of the base's weight files, summed.
+        source_bytes: the same for the tasks' files: what the artifact replaces.
+    """
+
+    config: CompressConfig
+    tasks: list[str]
+    base_bytes: int
+    source_bytes: int
+    scalars: int = 0
+    delta_scalars: int = 0
+    notes: list[str] = field(default_factory=list)
+    totals: list[ErrorSums] = field(default_factory=list)
+    per_parameter: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.totals = [ErrorSums() for _ in self.tasks]
+
+    def count_scalars(self, info: TensorInfo) -> None:
+        """Count a tensor of the base, whether or not it has deltas."""
+        self.scalars += info.count
+
+    def add(self, name: str, info: TensorInfo, encoded: EncodedTensor) -> None:
+        """Record one tensor that has deltas."""
+        if encoded.parts:
+            self.delta_scalars += info.count
+        record = _parameter_facts(name, info, encoded, self.tasks)
+        for total, error in zip(self.totals, encoded.errors, strict=False):
+            total.merge(error.whole)
+        self.per_parameter[name] = record
+
+    def add_alias(self, name: str, alias: str, info: TensorInfo) -> None:
+        """Record a tensor stored under another name."""
+        self.per_parameter[name] = {
+            "param_name": name,
+            "original_shape": list(info.shape),
+            "alias_of": alias,
+        }
+
+    @property
+    def relative_error(self) -> float | None:
+        """Over all tasks and tensors; None when not measured or undefined."""
+        if not self.config.eval_reconstruction:
+            return None
+        family = ErrorSums()
+        for total in self.totals:
+            family.merge(total)
+        return family.relative_error
+
+    def bytes_report(self, breakdown: Mapping[str, int]) -> dict[str, Any]:
+        """Sizes and the ratios they give (codec design §13); real files only."""
+        artifact = sum(breakdown.values())
+        numbers = self.scalars * len(self.tasks)
+        delta_numbers = self.delta_scalars * len(self.tasks)
+        return {
+            "bytes_artifact": artifact,
+            "bytes_replaced": self.source_bytes,
+            "bytes_base": self.base_bytes,
+            "breakdown": dict(breakdown),
+            "ratio_src": self.source_bytes / artifact,
+            "ratio_fp32": 4 * numbers / artifact,
+            "ratio_fp16": 2 * numbers / artifact,
+            "ratio_total": (self.base_bytes + self.source_bytes) / (self.base_bytes + artifact),
+            "bpp_all": 8 * artifact / numbers if numbers else None,
+            "bpp_delta": 8 * artifact / delta_numbers if delta_numbers else None,
+            "parameters": self.scalars,
+            "tasks": len(self.tasks),
+        }
+
+    def document(
+        self,
+        breakdown: Mapping[str, int],
+        weights: Mapping[str, float],
+        clusters: Mapping[str, int] | None,
+    ) -> bytes:
+        """diagnostics.json for a directory with this byte breakdown."""
+        config = self.config.to_json()
+        record: dict[str, Any] = {
+            "diagnostics_version": VERSION,
+            "config": {f"svd_{key}": config[key] for key in ORIGINAL_CONFIG_KEYS},
+            "summary": self._summary(breakdown),
+            "bytes": self.bytes_report(breakdown),
+            "tasks": {
+                task: total.as_json() if self.config.eval_reconstruction else {}
+                for task, total in zip(self.tasks, self.totals, strict=True)
+            },
+            "per_parameter": self.per_parameter,
+            "notes": self.notes,
+        }
+        if clusters is not None:
+            record["cluster_assignments"] = dict(clusters)
+        return canonical_json(_rounded(record) | {"task_weights": dict(weights)})
+
+    def _summary(self, breakdown: Mapping[str, int]) -> dict[str, Any]:
+        stored = [facts for facts in self.per_parameter.values() if "alias_of" not in facts]
+        ranks = [facts["k"] for facts in stored]
+        return {
+            "num_parameters": len(stored),
+            "average_rank": _mean(ranks),
+            "std_rank": statistics.pstdev(ranks) if ranks else None,
+            "average_energy_retained": _mean(f["energy_retained"] for f in stored),
+            "average_reconstruction_error": _mean(f.get("mean_relative_error") for f in stored),
+            "average_compression_ratio": _mean(
+                ratio for f in stored for ratio in f["compression_ratios"].values()
+            ),
+            "relative_error": self.relative_error,
+            "bytes_artifact": sum(breakdown.values()),
+            "ratio_src": self.source_bytes / sum(breakdown.values()),
+        }
+
+
+def _rounded(value: Any) -> Any:
+    """The same document with floats at 7 significant digits: measurements, not weights."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _parameter_facts(
+    name: str, info: TensorInfo, encoded: EncodedTensor, tasks: list[str]
+) -> dict[str, Any]:
+    """The fields users of the original diagnostics know, with true bytes."""
+    signal, noise = encoded.signal, encoded.noise
+    stored_scalars = signal.scalars if signal else 0
+    ratio = len(tasks) * info.nbytes / encoded.nbytes if encoded.nbytes else None
+    facts: dict[str, Any] = {
+        "param_name": name,
+        "original_shape": list(info.shape),
+        "masked_size": stored_scalars if encoded.masked else info.count,
+        "unmasked_size": info.count - stored_scalars if encoded.masked else 0,
+        "k": signal.rank if signal else 0,
+        "energy_retained": signal.energy_retained if signal else 1.0,
+        "basis": _basis_facts(signal, len(tasks)),
+        "compression_ratios": dict.fromkeys(tasks, ratio),
+        "bytes": {part: encoded.parts[part].nbytes for part in sorted(encoded.parts)},
+    }
+    if noise is not None:
+        facts["noise_basis"] = _basis_facts(noise, len(tasks))
+    if encoded.errors:
+        facts |= _error_facts(encoded, tasks)
+    return facts
+
+
+def _basis_facts(stored: EncodedStack | None, tasks: int) -> dict[str, Any]:
+    if stored is None:
+        return {"k": 0, "D": 0, "N": tasks, "directions": 0, "energy_retained": 1.0}
+    return {
+        "k": stored.rank,
+        "D": stored.scalars,
+        "N": tasks,
+        "directions": stored.directions,
+        "energy_retained": stored.energy_retained,
+    }
+
+
+def _error_facts(encoded: EncodedTensor, tasks: list[str]) -> dict[str, Any]:
+    relative = [error.stored.relative_error for error in encoded.errors]
+    known = [value for value in relative if value is not None]
+    facts: dict[str, Any] = {
+        "reconstruction_errors": {
+            task: error.stored.as_json() for task, error in zip(tasks, encoded.errors, strict=True)
+        },
+        "mean_relative_error": statistics.fmean(known) if known else None,
+        "std_relative_error": statistics.pstdev(known) if known else None,
+        "max_relative_error": max(known, default=None),
+        "min_relative_error": min(known, default=None),
+    }
+    if encoded.masked:
+        facts["relative_error_with_unstored"] = {
+            task: error.whole.relative_error
+            for task, error in zip(tasks, encoded.errors, strict=True)
+        }
+    return facts

@@ -1,0 +1,88 @@
+"""The tasks' masks of a family, combined tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from svd_hybrid.compress.config import CompressConfig
+from svd_hybrid.errors import FamilyError, shorten
+from svd_hybrid.io.family import Family
+from svd_hybrid.io.masks import TaskMask, open_masks
+from svd_hybrid.methods.svd_hybrid import combine_masks
+
+
+@dataclass(slots=True)
+class FamilyMasks:
+    """Masks by task (None for a task without one), and how to combine them.
+
+    Args:
+        family: the family they belong to.
+        by_task: in task order; empty when no mask folder was given.
+        config: strategy and what a missing mask means.
+        notes: what the user should know.
+    """
+
+    family: Family
+    by_task: Mapping[str, TaskMask | None]
+    config: CompressConfig
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, folder: Path | None, family: Family, config: CompressConfig) -> Self:
+        """Find the masks of every task.
+
+        Raises:
+            StorageError: the folder does not exist.
+            FamilyError: a mask is damaged or does not fit; or a task has none and `missing_mask`
+                is `error`, or no task has one.
+        """
+        if folder is None:
+            return cls(family, {}, config)
+        found = open_masks(folder, family.task_names, family.base.infos)
+        without = [task for task in family.task_names if task not in found]
+        if without and (config.missing_mask == "error" or not found):
+            raise FamilyError(
+                f"no mask for task {shorten(without)}",
+                where=str(folder),
+                fix="add <task>_mask.pt or .safetensors for each"
+                + ("" if not found else ", or pass --missing-mask ones or ignore"),
+            )
+        masks = cls(family, {task: found.get(task) for task in family.task_names}, config)
+        if without:
+            masks.notes.append(f"missing_mask={config.missing_mask} applied to {shorten(without)}")
+        return masks
+
+    def combined(self, name: str) -> Tensor | None:
+        """The combined mask of one tensor, bool of its shape; None means the whole tensor.
+
+        Raises:
+            FamilyError: some tasks' masks cover the tensor and others do not, under `error`.
+        """
+        masks = {task: mask.read(name) if mask else None for task, mask in self.by_task.items()}
+        known = [mask for mask in masks.values() if mask is not None]
+        if not known:
+            return None
+        without = [task for task, mask in masks.items() if mask is None]
+        if without and self.config.missing_mask == "error":
+            raise FamilyError(
+                f"masks of some tasks cover {name!r}, those of {shorten(without)} do not",
+                fix="complete them, or pass --missing-mask ones or ignore",
+            )
+        if without and self.config.missing_mask == "ones":
+            known += [torch.ones_like(known[0])] * len(without)
+        return combine_masks(known, self.config.method_params)
+
+    def same(self, name: str, other: str) -> bool:
+        """Whether two tensors of one shape are masked alike."""
+        if not self.by_task:
+            return True
+        first, second = self.combined(name), self.combined(other)
+        if first is None or second is None:
+            return first is second
+        return torch.equal(first, second)

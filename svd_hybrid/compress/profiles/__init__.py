@@ -1,0 +1,1 @@
+"""Profiles: named ways to store a stack of deltas."""

@@ -1,0 +1,97 @@
+"""What a profile is: stack of deltas → encoded parts and the expression that reads them back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svd_hybrid.artifact.writer import EncodedPart
+from svd_hybrid.codec import Codec
+from svd_hybrid.delta.expr import Expr
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedStack:
+    """One stored region of one tensor.
+
+    Args:
+        parts: encoded parts by name.
+        expr: the delta of a task, over those names; (m, n), or (D, 1) when `flat`.
+        flat: whether the expression gives the selected scalars in a row instead of the matrix.
+        rank: directions stored with high precision.
+        directions: directions stored in all.
+        scalars: scalars per task in the region.
+        energy_retained: share of the (centred) energy the high directions hold, [0, 1].
+    """
+
+    parts: Mapping[str, EncodedPart]
+    expr: Expr
+    flat: bool
+    rank: int
+    directions: int
+    scalars: int
+    energy_retained: float
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A named set of codec choices.
+
+    Args:
+        name: id in manifests.
+        summary: one sentence.
+        encode: (stack (N, m, n) float, mask (m, n) bool or None, params, part-name prefix) →
+            stored stack, or None when every scalar of the region is zero in every task.
+    """
+
+    name: str
+    summary: str
+    encode: Callable[[Tensor, Tensor | None, Any, str], EncodedStack | None]
+
+
+def encode_part(codec: Codec, x: Tensor) -> EncodedPart:
+    """Encode a shared part (rows, columns) or a stacked one (N, rows, columns)."""
+    stacked = x.ndim == 3
+    slices = x if stacked else x.unsqueeze(0)
+    rows, columns = slices.shape[1:]
+    return EncodedPart(codec, rows, columns, stacked, codec.encode(slices))
+
+
+def decode_part(part: EncodedPart, task: int | None) -> Tensor:
+    """What a reader of the artifact will see: (rows, columns), of one task when stacked."""
+    index = task or 0
+    arrays = {name: array[index : index + 1] for name, array in part.arrays.items()}
+    return part.codec.decode(arrays, (1, part.rows, part.columns))[0]
+
+
+class EncodedParts:
+    """Encoded parts as a delta.evaluate.PartSource, so that the encoder measures the real decoder."""
+
+    def __init__(self, parts: Mapping[str, EncodedPart]) -> None:
+        self.parts = parts
+        self._shared: dict[str, Tensor] = {}
+
+    def is_stacked(self, part: str) -> bool:
+        """Whether the part has one slice per task."""
+        return self.parts[part].stacked
+
+    def shape(self, part: str) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.parts[part].rows, self.parts[part].columns
+
+    def decode(self, part: str, task: int | None) -> Tensor:
+        """The part (of one task); shared parts are decoded once and kept."""
+        if task is not None:
+            return decode_part(self.parts[part], task)
+        if part not in self._shared:
+            self._shared[part] = decode_part(self.parts[part], None)
+        return self._shared[part]
+
+
+def masked_stack(stack: Tensor, mask: Tensor | None) -> Tensor:
+    """The stack with the scalars outside the mask set to zero; a copy where there is a mask."""
+    return stack if mask is None else torch.where(mask, stack, torch.zeros((), dtype=stack.dtype))

@@ -1,0 +1,95 @@
+"""The closed vocabulary of expressions.
+
+An expression gives the delta of one tensor as a matrix (rows, columns) from named parts. A part is
+either shared by all tasks or stacked (one slice per task); every expression is linear in its
+stacked parts, so with task weights w the same expression gives the weighted merge: stacked leaves
+become sum_t w_t * slice_t, and terms without a stacked leaf are multiplied by sum_t w_t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias, assert_never
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """delta = part, read row by row."""
+
+    part: str
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """delta = left.T @ right;  left (r, m), right (r, n), `limbs` as in ReproducibleProduct.
+
+    Both factors are stored component by component, so that a row holds numbers of one size.
+    """
+
+    left: str
+    right: str
+    limbs: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """delta = inner where the mask is True (`inside`) or False (not `inside`), else 0."""
+
+    mask: str
+    inner: Expr
+    inside: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Scattered:
+    """Like Masked, but inner is (D, 1): only the D selected scalars, in row-major order."""
+
+    mask: str
+    inner: Expr
+    inside: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """delta (m, n) = inner (m * n, 1), read row by row."""
+
+    inner: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """delta = factor * inner."""
+
+    factor: float
+    inner: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """delta = the terms added in order; no terms give 0."""
+
+    terms: tuple[Expr, ...]
+
+
+Expr: TypeAlias = Dense | LowRank | Masked | Scattered | Flat | Scale | Sum
+
+
+def parts_of(expr: Expr) -> Iterator[str]:
+    """Names of all parts the expression reads, in order, repeats included."""
+    match expr:
+        case Dense(part):
+            yield part
+        case LowRank(left, right):
+            yield left
+            yield right
+        case Masked(mask, inner) | Scattered(mask, inner):
+            yield mask
+            yield from parts_of(inner)
+        case Flat(inner) | Scale(_, inner):
+            yield from parts_of(inner)
+        case Sum(terms):
+            for term in terms:
+                yield from parts_of(term)
+        case _ as unreachable:
+            assert_never(unreachable)

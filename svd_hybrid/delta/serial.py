@@ -1,0 +1,84 @@
+"""Expression ⇄ JSON, as FORMAT.md writes it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, assert_never
+
+from svd_hybrid.delta.expr import Dense, Expr, Flat, LowRank, Masked, Scale, Scattered, Sum
+from svd_hybrid.errors import ArtifactError, VersionError
+
+DEEPEST = 16
+KNOWN_OPS = ("dense", "low-rank", "masked", "scattered", "flat", "scale", "sum")
+
+
+def expr_to_json(expr: Expr) -> dict[str, Any]:
+    """The JSON object of an expression; `expr_from_json` reads it back."""
+    match expr:
+        case Dense(part):
+            return {"op": "dense", "part": part}
+        case LowRank(left, right, limbs):
+            return {"op": "low-rank", "left": left, "right": right, "limbs": limbs}
+        case Masked(mask, inner, inside):
+            return {"op": "masked", "mask": mask, "inside": inside, "inner": expr_to_json(inner)}
+        case Scattered(mask, inner, inside):
+            return {"op": "scattered", "mask": mask, "inside": inside, "inner": expr_to_json(inner)}
+        case Flat(inner):
+            return {"op": "flat", "inner": expr_to_json(inner)}
+        case Scale(factor, inner):
+            return {"op": "scale", "factor": factor, "inner": expr_to_json(inner)}
+        case Sum(terms):
+            return {"op": "sum", "terms": [expr_to_json(term) for term in terms]}
+        case _ as unreachable:
+            assert_never(unreachable)
+
+
+def expr_from_json(record: Any, depth: int = 0) -> Expr:
+    """The expression a manifest record stands for.
+
+    Raises:
+        VersionError: an operation this reader does not know.
+        ArtifactError: a malformed record, or one nested deeper than `DEEPEST`.
+    """
+    if depth > DEEPEST:
+        raise ArtifactError(f"expression is nested deeper than {DEEPEST}")
+    match record:
+        case {"op": "dense", "part": str(part), **rest} if not rest:
+            return Dense(part)
+        case {
+            "op": "low-rank",
+            "left": str(left),
+            "right": str(right),
+            "limbs": (1 | 2) as limbs,
+            **rest,
+        } if not rest and isinstance(limbs, int):
+            return LowRank(left, right, limbs)
+        case {
+            "op": "masked",
+            "mask": str(mask),
+            "inside": bool(inside),
+            "inner": inner,
+            **rest,
+        } if not rest:
+            return Masked(mask, expr_from_json(inner, depth + 1), inside)
+        case {
+            "op": "scattered",
+            "mask": str(mask),
+            "inside": bool(inside),
+            "inner": inner,
+            **rest,
+        } if not rest:
+            return Scattered(mask, expr_from_json(inner, depth + 1), inside)
+        case {"op": "flat", "inner": inner, **rest} if not rest:
+            return Flat(expr_from_json(inner, depth + 1))
+        case {"op": "scale", "factor": float(factor) | int(factor), "inner": inner, **rest} if (
+            not rest and math.isfinite(factor)
+        ):
+            return Scale(float(factor), expr_from_json(inner, depth + 1))
+        case {"op": "sum", "terms": list(terms), **rest} if not rest:
+            return Sum(tuple(expr_from_json(term, depth + 1) for term in terms))
+        case {"op": str(op)} if op not in KNOWN_OPS:
+            raise VersionError(
+                f"unknown expression {op!r}", fix="read this artifact with a newer svdh"
+            )
+    raise ArtifactError(f"malformed expression {str(record)[:120]}")

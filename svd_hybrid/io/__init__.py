@@ -1,0 +1,1 @@
+"""Model checkpoints and masks, read and written one tensor at a time."""

@@ -1,0 +1,244 @@
+"""A family: one base and N fine-tunes, checked against each other and read tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from svd_hybrid.errors import FamilyError, UsageError, shorten
+from svd_hybrid.io.lookup import fold_name
+from svd_hybrid.io.reader import CheckpointReader, open_checkpoint
+from svd_hybrid.io.tensors import DTYPES, TensorInfo
+
+BUFFER_SUFFIXES = ("running_mean", "running_var")
+MOST_PROBLEMS_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyPolicy:
+    """What to do where tasks and base disagree; every default is to refuse.
+
+    Args:
+        on_missing: a task lacks a tensor of the base. `skip` keeps the base value of that tensor
+            for all tasks; `zero` counts as no change for that task alone.
+        on_extra: a task has a tensor the base lacks. `ignore` leaves it out.
+        on_shape_mismatch: `skip` as above; `crop` uses the leading rows and columns where the
+            fine-tune is at least as large as the base on every axis (resized vocabularies).
+        nonfinite: a delta holds NaN or infinity. `zero` replaces those entries and counts them.
+    """
+
+    on_missing: Literal["error", "skip", "zero"] = "error"
+    on_extra: Literal["error", "ignore"] = "error"
+    on_shape_mismatch: Literal["error", "skip", "crop"] = "error"
+    nonfinite: Literal["error", "zero"] = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One tensor of the family.
+
+    Args:
+        base: the base tensor, in its own dtype.
+        deltas: (N, *shape) float32 (float64 when the base is), task minus base in task order;
+            None for tensors without deltas (integers, bools, skipped ones).
+        zeroed: non-finite entries replaced by 0 under `nonfinite=zero`.
+    """
+
+    base: Tensor
+    deltas: Tensor | None
+    zeroed: int = 0
+
+
+@dataclass(slots=True)
+class Family:
+    """Base and tasks, opened and checked; nothing but headers is in memory.
+
+    Args:
+        base: reader of the base.
+        tasks: reader by task name, in the order given.
+        policy: what to do where they disagree.
+    """
+
+    base: CheckpointReader
+    tasks: Mapping[str, CheckpointReader]
+    policy: FamilyPolicy = field(default_factory=FamilyPolicy)
+    skipped: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def task_names(self) -> list[str]:
+        """Tasks in order."""
+        return list(self.tasks)
+
+    def has_deltas(self, name: str) -> bool:
+        """Whether deltas are formed for this tensor of the base."""
+        return self.base.infos[name].is_float and name not in self.skipped
+
+    def stack(self, name: str) -> Stack:
+        """Read one tensor of the base and, where deltas are formed, of every task.
+
+        Raises:
+            FamilyError: NaN or infinity in base or task, named.
+        """
+        base = self.base.read(name)
+        if base.is_floating_point() and not bool(torch.isfinite(base).all()):
+            raise FamilyError(
+                "base holds NaN or infinity",
+                where=f"tensor {name!r} in {self.base.path}",
+                fix="repair the base; no rule can add deltas to it",
+            )
+        if not self.has_deltas(name):
+            self._note_disagreement(name, base)
+            return Stack(base, None)
+        wide = torch.float64 if base.dtype == torch.float64 else torch.float32
+        start = base.to(wide)
+        deltas = torch.zeros((len(self.tasks), *base.shape), dtype=wide)
+        zeroed = 0
+        for index, (task, reader) in enumerate(self.tasks.items()):
+            if name not in reader.infos:
+                continue  # on_missing=zero
+            tuned = reader.read(name)
+            if tuned.shape != base.shape:
+                tuned = tuned[tuple(slice(size) for size in base.shape)]
+            torch.sub(tuned.to(wide), start, out=deltas[index])
+            zeroed += self._refuse_nonfinite(deltas[index], name, task)
+        return Stack(base, deltas, zeroed)
+
+    def same_everywhere(self, name: str, other: str) -> bool:
+        """Whether two tensors of one base content are equal in every task too (tied weights)."""
+        for reader in self.tasks.values():
+            if (name in reader.infos) != (other in reader.infos):
+                return False
+            if name in reader.infos and not torch.equal(reader.read(name), reader.read(other)):
+                return False
+        return self.has_deltas(name) == self.has_deltas(other)
+
+    def _refuse_nonfinite(self, delta: Tensor, name: str, task: str) -> int:
+        finite = torch.isfinite(delta)
+        bad = delta.numel() - int(finite.sum())
+        if bad and self.policy.nonfinite == "error":
+            raise FamilyError(
+                f"task {task!r} holds {bad} NaN or infinite values",
+                where=f"tensor {name!r} in {self.tasks[task].path}",
+                fix="repair the checkpoint, or pass --nonfinite zero to treat them as unchanged",
+            )
+        if bad:
+            delta[~finite] = 0
+            self.notes.append(f"{bad} non-finite values of {name!r} in task {task!r} set to zero")
+        return bad
+
+    def _note_disagreement(self, name: str, base: Tensor) -> None:
+        if name in self.skipped:
+            return
+        differing = [
+            task
+            for task, reader in self.tasks.items()
+            if name in reader.infos and not torch.equal(reader.read(name), base)
+        ]
+        if differing:
+            self.notes.append(
+                f"{name!r} is {self.base.infos[name].dtype}, so the base value is kept, "
+                f"though it differs in {shorten(differing)}"
+            )
+
+
+def open_family(base: Path, tasks: Mapping[str, Path], policy: FamilyPolicy) -> Family:
+    """Open base and tasks and compare their headers; no tensor data is read.
+
+    Args:
+        base: base checkpoint.
+        tasks: checkpoint path by task name, in the order that everything downstream keeps.
+        policy: what to do about disagreement.
+
+    Raises:
+        UsageError: no task, or two names that differ only in case, `_` or `-`.
+        FamilyError: unreadable checkpoints; or names, shapes or dtypes that disagree, with the list.
+    """
+    if not tasks:
+        raise UsageError("no task given", fix="pass --tasks NAME … or --task NAME=PATH")
+    _refuse_confusable(tasks)
+    family = Family(
+        open_checkpoint(base), {task: open_checkpoint(path) for task, path in tasks.items()}, policy
+    )
+    unsupported = [n for n, info in family.base.infos.items() if info.dtype not in DTYPES]
+    if unsupported:
+        raise FamilyError(
+            f"base has dtypes svdh cannot read: {shorten(unsupported)}",
+            where=str(base),
+            fix="convert those tensors to float32, float16 or bfloat16",
+        )
+    if not family.base.infos:
+        raise FamilyError("base holds no tensors", where=str(base))
+    problems: list[str] = []
+    for task, reader in family.tasks.items():
+        problems += _compare(family, task, reader)
+    if problems:
+        shown = "; ".join(problems[:MOST_PROBLEMS_SHOWN])
+        more = len(problems) - MOST_PROBLEMS_SHOWN
+        raise FamilyError(
+            f"tasks and base disagree: {shown}" + (f"; and {more} more" if more > 0 else ""),
+            where=str(base),
+            fix="check that all come from this base, or see --on-missing, --on-extra and "
+            "--on-shape-mismatch",
+        )
+    return family
+
+
+def _refuse_confusable(tasks: Iterable[str]) -> None:
+    seen: dict[str, str] = {}
+    for task in tasks:
+        if not task or task != task.strip() or not task.isprintable():
+            raise UsageError(f"task name {task!r} is empty or not printable")
+        other = seen.setdefault(fold_name(task), task)
+        if other != task:
+            raise UsageError(
+                f"tasks {other!r} and {task!r} differ only in case, '_' or '-'",
+                fix="rename one of them with --task NAME=PATH",
+            )
+
+
+def _compare(family: Family, task: str, reader: CheckpointReader) -> list[str]:
+    """Problems of one task's headers; skipped tensors and notes are recorded in the family."""
+    policy, problems = family.policy, []
+    for name, info in family.base.infos.items():
+        other = reader.infos.get(name)
+        if other is None:
+            if policy.on_missing == "skip":
+                family.skipped.add(name)
+            elif policy.on_missing == "error":
+                problems.append(f"task {task!r} lacks {name!r}")
+        elif info.is_float and not other.is_float:
+            problems.append(f"task {task!r}: {name!r} is {other.dtype}, the base has {info.dtype}")
+        elif other.shape != info.shape:
+            if policy.on_shape_mismatch == "skip":
+                family.skipped.add(name)
+            elif policy.on_shape_mismatch == "error" or not _croppable(other, info):
+                problems.append(
+                    f"task {task!r}: {name!r} is {list(other.shape)}, the base has {list(info.shape)}"
+                )
+    extra = [name for name in reader.infos if name not in family.base.infos]
+    if extra and policy.on_extra == "error":
+        problems.append(f"task {task!r} has {shorten(extra, 3)}, which the base lacks")
+    elif extra:
+        family.notes.append(f"ignored in task {task!r}, not in the base: {shorten(extra)}")
+    return problems
+
+
+def _croppable(tuned: TensorInfo, base: TensorInfo) -> bool:
+    return len(tuned.shape) == len(base.shape) and all(
+        have >= want for have, want in zip(tuned.shape, base.shape, strict=True)
+    )
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a float tensor is a running statistic, which is averaged and never scaled.
+
+    >>> is_buffer("bn1.running_var"), is_buffer("bn1.weight")
+    (True, False)
+    """
+    return name.rsplit(".", 1)[-1] in BUFFER_SUFFIXES

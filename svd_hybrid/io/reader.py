@@ -1,0 +1,161 @@
+"""Opening a checkpoint: a file or folder, judged by its content, read one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from svd_hybrid.errors import FamilyError, StorageError, UnsafeError, shorten
+from svd_hybrid.io.tensors import TensorInfo
+
+PICKLE_MAGIC = b"\x80"
+ZIP_MAGIC = b"PK"
+FOLDER_ENTRIES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+
+
+class CheckpointReader(Protocol):
+    """The tensors of one model; headers are known at once, data is read on demand."""
+
+    @property
+    def path(self) -> Path:
+        """The file or folder, as it was given."""
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Dtype and shape by tensor name, in file order."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weight files it reads; their sizes are what the checkpoint costs on disk."""
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, contiguous; may be a view of the mapped file."""
+
+
+def open_checkpoint(path: Path) -> CheckpointReader:
+    """A reader for a safetensors file, a torch state dict, or an HF folder of either.
+
+    Raises:
+        StorageError: there is nothing at `path`, or it may not be read.
+        FamilyError: it is not a checkpoint svdh can read.
+        UnsafeError: it is a pickle that needs code to load.
+    """
+    if not path.exists():
+        raise StorageError(
+            "checkpoint does not exist", where=str(path), fix="check the path and its spelling"
+        )
+    try:
+        return _open_folder(path) if path.is_dir() else _open_file(path)
+    except PermissionError as error:
+        raise StorageError(
+            "checkpoint may not be read", where=str(error.filename or path), fix="check permissions"
+        ) from error
+
+
+def _open_file(path: Path) -> CheckpointReader:
+    from svd_hybrid.io.safetensors_reader import SafetensorsReader
+    from svd_hybrid.io.torch_reader import TorchReader
+
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start.startswith(PICKLE_MAGIC) or (start == ZIP_MAGIC and zipfile.is_zipfile(path)):
+        return TorchReader(path)
+    return SafetensorsReader(path)
+
+
+def _open_folder(folder: Path) -> CheckpointReader:
+    for entry in FOLDER_ENTRIES:
+        if (folder / entry).is_file():
+            return (
+                ShardedReader(folder, folder / entry)
+                if entry.endswith(".index.json")
+                else _Folder(folder, _open_file(folder / entry))
+            )
+    single = sorted(folder.glob("*.safetensors"))
+    if len(single) == 1:
+        return _Folder(folder, _open_file(single[0]))
+    raise FamilyError(
+        "folder holds no checkpoint svdh recognises",
+        where=str(folder),
+        fix="it needs one of " + ", ".join(FOLDER_ENTRIES) + ", or exactly one .safetensors file",
+    )
+
+
+class _Folder:
+    """A folder with a single weight file."""
+
+    def __init__(self, path: Path, inner: CheckpointReader) -> None:
+        self.path = path
+        self.inner = inner
+        self.infos = inner.infos
+        self.files = inner.files
+
+    def read(self, name: str) -> Tensor:
+        return self.inner.read(name)
+
+
+class ShardedReader:
+    """An HF folder whose index maps each tensor to one of several weight files.
+
+    Raises (on construction):
+        FamilyError: the index and the files disagree, in either direction.
+        UnsafeError: the index names a file outside its folder.
+    """
+
+    def __init__(self, path: Path, index: Path) -> None:
+        self.path = path
+        weight_map = _weight_map(index)
+        shards: dict[str, CheckpointReader] = {}
+        for file_name in dict.fromkeys(weight_map.values()):
+            if Path(file_name).name != file_name or file_name in ("", ".", ".."):
+                raise UnsafeError(
+                    "index names a file outside its folder", where=f"{index}: {file_name!r}"
+                )
+            shards[file_name] = open_checkpoint(path / file_name)
+        self._shard_of = {name: shards[file_name] for name, file_name in weight_map.items()}
+        absent = [n for n, shard in self._shard_of.items() if n not in shard.infos]
+        unlisted = [
+            name
+            for file_name, shard in shards.items()
+            for name in shard.infos
+            if weight_map.get(name) != file_name
+        ]
+        if absent or unlisted:
+            raise FamilyError(
+                "index and shards disagree"
+                + (f"; not in their shard: {shorten(absent)}" if absent else "")
+                + (f"; not in the index: {shorten(unlisted)}" if unlisted else ""),
+                where=str(index),
+                fix="download the checkpoint again, whole",
+            )
+        self.infos: Mapping[str, TensorInfo] = {
+            name: shard.infos[name] for shard in shards.values() for name in shard.infos
+        }
+        self.files = tuple(file for shard in shards.values() for file in shard.files)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, from the shard that holds it."""
+        return self._shard_of[name].read(name)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        record = json.loads(index.read_text(encoding="utf-8"))
+        weight_map = record["weight_map"]
+        if not isinstance(weight_map, dict):
+            raise TypeError("weight_map is not an object")
+    except (ValueError, KeyError, TypeError) as error:
+        raise FamilyError(
+            f"index is not a weight map: {error}", where=str(index), fix="download it again"
+        ) from error
+    return {str(name): str(file) for name, file in weight_map.items()}

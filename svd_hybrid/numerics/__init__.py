@@ -1,0 +1,1 @@
+"""Pure tensor mathematics: knows no file, no model, no command line."""

@@ -1,0 +1,94 @@
+"""`Artifact`: an opened artifact for use in a notebook or another program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from svd_hybrid.artifact.reader import ArtifactReader
+from svd_hybrid.artifact.verify import VerifyReport, verify
+from svd_hybrid.io.reader import open_checkpoint
+from svd_hybrid.reload.run import Rebuilder, delta_tensor, select
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Artifact:
+    """Tasks, merges and tensors of an artifact directory; nothing is written.
+
+    >>> Artifact.open("artifacts/golden-v1-hybrid").tasks
+    ('alpha', 'beta', 'gamma')
+    """
+
+    def __init__(self, reader: ArtifactReader) -> None:
+        self._reader = reader
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> Artifact:
+        """Read the manifest of a directory.
+
+        Raises:
+            StorageError, ArtifactError, VersionError: as the directory deserves.
+        """
+        return cls(ArtifactReader.open(Path(path)))
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        return self._reader.folder
+
+    @property
+    def id(self) -> str:
+        """SHA-256 (hex) of the manifest, which covers every file."""
+        return self._reader.manifest.artifact_id
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task names in order."""
+        return self._reader.manifest.tasks
+
+    @property
+    def merges(self) -> dict[str, dict[str, float]]:
+        """Merge name → effective weight per task (scaling not included)."""
+        return {
+            name: dict(zip(self.tasks, merge.weights, strict=True))
+            for name, merge in self._reader.manifest.merges.items()
+        }
+
+    def iter_tensors(
+        self,
+        base: str | PathLike[str] | None = None,
+        *,
+        task: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        merge: str | None = None,
+        dtype: str | None = None,
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors of one task, a weighting or a merge (default), one at a time.
+
+        Args:
+            base: the base checkpoint: yields weights in base order and base dtype. Without it,
+                yields the deltas alone, float32, by ascending name.
+            task, weights, merge: at most one.
+            dtype: F64, F32, F16 or BF16 for float weights; None keeps the base's.
+
+        Raises:
+            UsageError, UnknownNameError: a selection that does not exist.
+            BaseMismatchError: a base tensor is not the one the artifact was made from.
+            ArtifactError: stored parts are damaged.
+        """
+        manifest = self._reader.manifest
+        selection = select(manifest, task=task, weights=weights, merge=merge)
+        if base is not None:
+            rebuilder = Rebuilder(self._reader, open_checkpoint(Path(base)), selection, dtype)
+            yield from rebuilder.stream(list(rebuilder.infos))
+            return
+        for record in manifest.tensors:
+            yield record.name, delta_tensor(self._reader, record, selection)
+
+    def verify(self, base: str | PathLike[str] | None = None) -> VerifyReport:
+        """Compare every file with the manifest and, when given, the base with its fingerprint."""
+        return verify(self.path, None if base is None else Path(base))
