@@ -14,6 +14,8 @@ from typing import Any
 from svd_hybrid.artifact import layout
 from svd_hybrid.artifact.jsonfile import canonical_json
 from svd_hybrid.artifact.schema import validate
+from svd_hybrid.delta.expr import parts_of
+from svd_hybrid.delta.serial import expr_from_json
 from svd_hybrid.errors import ArtifactError, UnknownNameError, VersionError
 from svd_hybrid.registry import did_you_mean
 
@@ -279,6 +281,10 @@ def _check_consistent(manifest: Manifest, where: str) -> None:
                 part.codec < len(manifest.codecs),
                 f"tensor {tensor.name!r}, part {part_name!r}: codec {part.codec} is not listed",
             )
+        for expression in (tensor.task, tensor.blend):
+            if expression is not None:
+                unknown = set(parts_of(expr_from_json(expression))) - set(tensor.parts)
+                require(not unknown, f"tensor {tensor.name!r}: no parts {sorted(unknown)}")
         if tensor.alias is not None:
             target = by_name.get(tensor.alias)
             require(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -71,7 +71,7 @@ class ArtifactReader:
                 if SHARD_PATTERN.fullmatch(record.path):
                     path = check_file(self.folder, record)
                     try:
-                        shard = safe_open(path, framework="pt")  # type: ignore[no-untyped-call]
+                        shard = cast("Any", safe_open(path, framework="pt"))
                     except SafetensorError as error:
                         raise ArtifactError(
                             f"shard is no safetensors file: {error}", where=str(path)

@@ -33,6 +33,16 @@ def load_schema(name: str) -> dict[str, Any]:
     return schema
 
 
+@cache
+def _validator_class() -> Any:
+    """Draft 2020-12, but an integer is written as one: 2.0 is no size and no index."""
+    import jsonschema
+
+    draft = jsonschema.Draft202012Validator
+    strict = draft.TYPE_CHECKER.redefine("integer", lambda _, x: type(x) is int)
+    return jsonschema.validators.extend(draft, type_checker=strict)
+
+
 def validate(value: Any, name: str, where: str) -> None:
     """Check a document against a schema.
 
@@ -41,7 +51,7 @@ def validate(value: Any, name: str, where: str) -> None:
     """
     import jsonschema
 
-    validator = jsonschema.Draft202012Validator(load_schema(name))
+    validator = _validator_class()(load_schema(name))
     problem = jsonschema.exceptions.best_match(validator.iter_errors(value))
     if problem is not None:
         raise ArtifactError(f"{problem.json_path}: {problem.message[:240]}", where=where)

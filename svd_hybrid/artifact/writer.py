@@ -27,7 +27,7 @@ from svd_hybrid.io.safetensors_writer import SafetensorsWriter
 from svd_hybrid.io.tensors import info_of
 
 DIAGNOSTICS_UNIT = 1024
-"""diagnostics.json is filled with spaces to a multiple of this, so that it can state its own size."""
+"""diagnostics.json is filled with spaces to a multiple of this, so it can state its own size."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ def split_groups(x: Tensor, group_size: int) -> Tensor:
     missing = -x.shape[-1] % size
     if missing:
         x = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], missing)], dim=-1)
-    return x.unflatten(-1, (-1, size))
+    return x.reshape(*x.shape[:-1], -1, size)
 
 
 def join_groups(groups: Tensor, n: int) -> Tensor:
@@ -70,7 +70,8 @@ def quantize(groups: Tensor, step: Tensor, zero: Tensor, bits: int) -> Tensor:
 
     Args:
         groups: (…, groups, size) float64.
-        step: (…, groups) float64, as `compute_scale` gave it; zero: (…, groups) int32.
+        step: (…, groups) float64, as `compute_scale` gave it.
+        zero: (…, groups) int32.
         bits: 1..8.
 
     Returns:
@@ -86,7 +87,8 @@ def dequantize(codes: Tensor, step: Tensor, zero: Tensor) -> Tensor:
 
     Args:
         codes: (…, groups, size) uint8.
-        step: (…, groups); zero: (…, groups) any integer dtype.
+        step: (…, groups), as stored.
+        zero: (…, groups), any integer dtype.
 
     Returns:
         (…, groups, size) float64.

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Protocol, Self, TypeAlias
 
 from torch import Tensor
 
-JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
 Encoded: TypeAlias = Mapping[str, Tensor]
 """Stored arrays by name; every one has the first axis of the tensor it encodes."""
 

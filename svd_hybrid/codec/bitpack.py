@@ -37,7 +37,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if bits == CODES_PER_WORD:
         return codes.clone()
     words = torch.nn.functional.pad(codes, (0, -n % CODES_PER_WORD))
-    words = words.unflatten(-1, (-1, CODES_PER_WORD)).to(torch.int64)
+    words = words.reshape(*codes.shape[:-1], -1, CODES_PER_WORD).to(torch.int64)
     shifts = torch.arange(CODES_PER_WORD) * bits
     word = (words << shifts).sum(-1)
     byte_shifts = torch.arange(bits) * 8
@@ -62,7 +62,8 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     if bits == CODES_PER_WORD:
         return packed.clone()
     whole = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % bits))
-    octets = whole.unflatten(-1, (-1, bits)).to(torch.int64)
+    octets = whole.reshape(*packed.shape[:-1], -1, bits).to(torch.int64)
     word = (octets << (torch.arange(bits) * 8)).sum(-1, keepdim=True)
     codes = (word >> (torch.arange(CODES_PER_WORD) * bits)) & (2**bits - 1)
-    return codes.to(torch.uint8).flatten(-2)[..., :n].contiguous()
+    rows: Tensor = codes.to(torch.uint8).flatten(-2)
+    return rows[..., :n].contiguous()

@@ -11,7 +11,11 @@ from torch import Tensor
 
 from svd_hybrid.codec.base import Encoded
 from svd_hybrid.codec.checks import exact_keys, stored_array
+from svd_hybrid.errors import ArtifactError
 from svd_hybrid.numerics.reproducible import exponent_above, power_of_two, round_once
+
+
+LARGEST_EXPONENT = 1022  # 2**e and 2**-e are then normal float64 numbers
 
 
 def slice_exponents(x: Tensor) -> Tensor:
@@ -21,9 +25,22 @@ def slice_exponents(x: Tensor) -> Tensor:
         x: (slices, …), float; each slice non-empty.
 
     Returns:
-        (slices,) int16; 0 for a slice of zeros.
+        (slices,) int16; 0 for a slice of zeros; within `LARGEST_EXPONENT`.
     """
-    return exponent_above(x.abs().flatten(1).amax(dim=1)).to(torch.int16)
+    exponents = exponent_above(x.abs().flatten(1).amax(dim=1))
+    return exponents.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT).to(torch.int16)
+
+
+def stored_exponents(arrays: Encoded, name: str, slices: int) -> Tensor:
+    """The array of that name, int16 (slices,), once its values are in range.
+
+    Raises:
+        ArtifactError: it is missing, or not as the format says.
+    """
+    exponents = stored_array(arrays, name, (slices,), [torch.int16])
+    if bool((exponents.to(torch.int64).abs() > LARGEST_EXPONENT).any()):
+        raise ArtifactError(f"stored array {name!r} leaves -{LARGEST_EXPONENT}..{LARGEST_EXPONENT}")
+    return exponents
 
 
 def per_slice(exponents: Tensor, like: Tensor) -> Tensor:
@@ -35,8 +52,7 @@ def per_slice(exponents: Tensor, like: Tensor) -> Tensor:
 class HalfCodec:
     """value = FP16 number * 2**exponent of its slice.
 
-    Relative error at most 2**-11 for values within 2**-14 of the largest of their slice; smaller
-    ones lose at most 2**-25 of that largest value. A plain FP16 cast would flush coefficients
+    The error is at most 2**-11 of the value or 2**-25 * 2**exponent, whichever is larger. A plain FP16 cast would flush coefficients
     below 6e-8 to zero and overflow above 65504.
     """
 
@@ -55,12 +71,13 @@ class HalfCodec:
         return {"values": values, "exponent": exponent}
 
     def decode(self, arrays: Encoded, shape: tuple[int, ...]) -> Tensor:
-        """float32; exact, for a power of two only moves the exponent."""
+        """float32; exact as long as it is a normal number, for only the exponent moves."""
         values = stored_array(arrays, "values", shape, [torch.float16])
-        exponent = stored_array(arrays, "exponent", shape[:1], [torch.int16])
-        out = values.to(torch.float32)
+        exponent = stored_exponents(arrays, "exponent", shape[0])
+        out = torch.empty(shape, dtype=torch.float32)
         for index in range(shape[0]):
-            out[index] *= float(2.0 ** int(exponent[index]))
+            wide = values[index].to(torch.float64)
+            out[index] = wide * per_slice(exponent[index : index + 1], wide)
         return out
 
     def layout(self, shape: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:

@@ -26,7 +26,7 @@ from svd_hybrid.codec.affine import (
 from svd_hybrid.codec.base import Encoded
 from svd_hybrid.codec.bitpack import pack, packed_bytes, unpack
 from svd_hybrid.codec.checks import exact_keys, integer_in, stored_array
-from svd_hybrid.codec.half import per_slice, slice_exponents
+from svd_hybrid.codec.half import per_slice, slice_exponents, stored_exponents
 from svd_hybrid.errors import ArtifactError, ParameterError
 
 MOST_STAGES = 16
@@ -116,7 +116,7 @@ class ResidualAffineCodec:
             array("codes", (torch.uint8,)),
             array("step", (STEP_DTYPES[self.step],)),
             array("zero", ZERO_DTYPES),
-            array("exponent", (torch.int16,)),
+            stored_exponents(arrays, f"stage{stage}.exponent", shape[0]),
         ]
 
     def _decode_slice(self, stages: list[list[Tensor]], n: int) -> Tensor:

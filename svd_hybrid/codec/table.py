@@ -30,7 +30,7 @@ def codec_from_json(record: Mapping[str, Any]) -> Codec:
     """
     config = dict(record)
     name, version = config.pop("name"), config.pop("version")
-    if name not in CODECS:
+    if name not in tuple(CODECS):  # exactly as written: a manifest is not typed by hand
         raise VersionError(
             f"unknown codec {name!r}; {did_you_mean(name, CODECS)}",
             fix="read this artifact with a newer svdh",

@@ -16,8 +16,8 @@ def model_card(config: CompressConfig, weights: Mapping[str, float]) -> str:
     return f"""# svdh artifact{model}
 
 A family of fine-tuned models, stored beside its base by svdh (method `{config.method}`, profile
-`{config.profile}`). It holds differences to the base, not the base itself; sizes and measured errors
-are in diagnostics.json, the format in FORMAT.md of the svdh distribution.
+`{config.profile}`). It holds differences to the base, not the base itself; sizes and measured
+errors are in diagnostics.json, the format in FORMAT.md of the svdh distribution.
 
     svdh verify --artifact-dir THIS [--base-model-path BASE]
     svdh reload --artifact-dir THIS --base-model-path BASE --output-path OUT [--task NAME]

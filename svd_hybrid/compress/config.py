@@ -250,7 +250,7 @@ def _load_yaml(text: str) -> Any:
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, unique_mapping)
     try:
-        return yaml.load(text, Loader)
+        return yaml.load(text, Loader)  # noqa: S506 (Loader is a SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
 

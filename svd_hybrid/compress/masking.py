@@ -12,7 +12,7 @@ from torch import Tensor
 
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.errors import FamilyError, shorten
-from svd_hybrid.io.family import Family
+from svd_hybrid.io.family import Family, is_buffer
 from svd_hybrid.io.masks import TaskMask, open_masks
 from svd_hybrid.methods.svd_hybrid import combine_masks
 
@@ -64,6 +64,8 @@ class FamilyMasks:
         Raises:
             FamilyError: some tasks' masks cover the tensor and others do not, under `error`.
         """
+        if is_buffer(name):
+            return None  # running statistics are averaged whole
         masks = {task: mask.read(name) if mask else None for task, mask in self.by_task.items()}
         known = [mask for mask in masks.values() if mask is not None]
         if not known:

@@ -140,7 +140,7 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
     with staged_directory(request.artifact_dir, request.overwrite) as staging, one_thread():
         writer = ArtifactWriter(staging, config.profile, family.task_names)
         _encode_tensors(family, masks, config, writer, diagnostics, progress)
-        diagnostics.notes += [*weights.notes, *family.notes, *masks.notes]
+        diagnostics.notes += [*weights.notes, *family.all_notes(), *masks.notes]
         manifest = _finish(writer, config, family.task_names, weights, diagnostics)
         report = verify(staging)
         if report.problems:
@@ -205,7 +205,7 @@ def _task_gram(family: Family, progress: Progress | None) -> Tensor:
         for done, name in enumerate(names, start=1):
             deltas = family.stack(name).deltas
             assert deltas is not None  # has_deltas
-            total += gram_of_rows([deltas.flatten(1)])
+            total += gram_of_rows([deltas.unsqueeze(-1).flatten(1)])  # 0-d tensors too
             if progress:
                 progress("scan", done, len(names))
     return total
@@ -238,8 +238,8 @@ def _encode_tensors(
             writer.add_tensor(
                 record,
                 encoded.parts,
-                task=encoded.task and expr_to_json(encoded.task),
-                blend=encoded.blend and expr_to_json(encoded.blend),
+                task=None if encoded.task is None else expr_to_json(encoded.task),
+                blend=None if encoded.blend is None else expr_to_json(encoded.blend),
             )
             diagnostics.add(name, info, encoded)
         if progress:

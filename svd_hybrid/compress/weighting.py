@@ -101,7 +101,7 @@ def cluster_weights(
         means = [math.fsum(accuracies[i] for i in group) / len(group) for group in members]
         across = softmax(means, temperature)
     weights = tuple(across[label] / len(members[label]) for label in labels)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if len(members) < clusters:
         notes = (f"asked for {clusters} clusters, the tasks form only {len(members)}",)
     return TaskWeights(weights, tuple(labels), notes)

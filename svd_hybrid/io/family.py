@@ -62,6 +62,9 @@ class Family:
         base: reader of the base.
         tasks: reader by task name, in the order given.
         policy: what to do where they disagree.
+        skipped: tensors that keep the base value, under `skip`.
+        notes: what the user should know.
+        kept_integers: non-float tensors in which some task differs from the base.
     """
 
     base: CheckpointReader
@@ -69,6 +72,14 @@ class Family:
     policy: FamilyPolicy = field(default_factory=FamilyPolicy)
     skipped: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    kept_integers: list[str] = field(default_factory=list)
+
+    def all_notes(self) -> list[str]:
+        """What the user should know, once the tensors have been read."""
+        if not self.kept_integers:
+            return self.notes
+        kept = f"base values kept for integer tensors that differ: {shorten(self.kept_integers)}"
+        return [*self.notes, kept]
 
     @property
     def task_names(self) -> list[str]:
@@ -141,10 +152,7 @@ class Family:
             if name in reader.infos and not torch.equal(reader.read(name), base)
         ]
         if differing:
-            self.notes.append(
-                f"{name!r} is {self.base.infos[name].dtype}, so the base value is kept, "
-                f"though it differs in {shorten(differing)}"
-            )
+            self.kept_integers.append(name)
 
 
 def open_family(base: Path, tasks: Mapping[str, Path], policy: FamilyPolicy) -> Family:
@@ -157,7 +165,7 @@ def open_family(base: Path, tasks: Mapping[str, Path], policy: FamilyPolicy) -> 
 
     Raises:
         UsageError: no task, or two names that differ only in case, `_` or `-`.
-        FamilyError: unreadable checkpoints; or names, shapes or dtypes that disagree, with the list.
+        FamilyError: unreadable checkpoints; or names, shapes or dtypes that disagree, all listed.
     """
     if not tasks:
         raise UsageError("no task given", fix="pass --tasks NAME … or --task NAME=PATH")
@@ -218,9 +226,8 @@ def _compare(family: Family, task: str, reader: CheckpointReader) -> list[str]:
             if policy.on_shape_mismatch == "skip":
                 family.skipped.add(name)
             elif policy.on_shape_mismatch == "error" or not _croppable(other, info):
-                problems.append(
-                    f"task {task!r}: {name!r} is {list(other.shape)}, the base has {list(info.shape)}"
-                )
+                shapes = f"{list(other.shape)}, the base has {list(info.shape)}"
+                problems.append(f"task {task!r}: {name!r} is {shapes}")
     extra = [name for name in reader.infos if name not in family.base.infos]
     if extra and policy.on_extra == "error":
         problems.append(f"task {task!r} has {shorten(extra, 3)}, which the base lacks")

@@ -100,10 +100,8 @@ class _MaskFile:
                     f"mask names tensor {name!r}, which the base lacks", where=str(reader.path)
                 )
             if info.shape != infos[name].shape:
-                raise FamilyError(
-                    f"mask of {name!r} is {list(info.shape)}, the base has {list(infos[name].shape)}",
-                    where=str(reader.path),
-                )
+                shapes = f"{list(info.shape)}, the base has {list(infos[name].shape)}"
+                raise FamilyError(f"mask of {name!r} is {shapes}", where=str(reader.path))
 
     def read(self, name: str) -> Tensor | None:
         if name not in self.reader.infos:
@@ -218,7 +216,7 @@ def _load_torch_arrays(path: Path) -> Any:
     import numpy._core.multiarray as multiarray
 
     allowed: list[Any] = [
-        multiarray._reconstruct,  # type: ignore[attr-defined]
+        multiarray._reconstruct,
         np.ndarray,
         np.dtype,
         np.dtypes.UInt8DType,

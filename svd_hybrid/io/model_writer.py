@@ -16,7 +16,7 @@ from torch import Tensor
 
 from svd_hybrid.errors import StorageError
 from svd_hybrid.io.safetensors_writer import SafetensorsWriter
-from svd_hybrid.io.staging import staged_directory, staged_file
+from svd_hybrid.io.staging import is_empty_folder, staged_directory, staged_file
 from svd_hybrid.io.tensors import TensorInfo
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
@@ -46,9 +46,10 @@ def check_free(path: Path, overwrite: bool) -> None:
     """Refuse an output that is in the way, before any work is done.
 
     Raises:
-        StorageError: the target exists and `overwrite` is off, or its parent does not exist.
+        StorageError: the target exists and `overwrite` is off, or its parent does not exist. An
+            empty folder is not in the way.
     """
-    if path.exists() and not overwrite:
+    if path.exists() and not overwrite and not is_empty_folder(path):
         raise StorageError(
             "output exists", where=str(path), fix="choose another path, or pass --overwrite"
         )
@@ -122,7 +123,7 @@ def _write_folder(
     if len(shards) == 1:
         _write_file(folder / "model.safetensors", infos, stream)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_file(folder / file_name, {name: infos[name] for name in names}, stream)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +13,7 @@ from svd_hybrid.errors import FamilyError, StorageError, UnsafeError, shorten
 from svd_hybrid.io.tensors import TensorInfo
 
 PICKLE_MAGIC = b"\x80"
-ZIP_MAGIC = b"PK"
+ZIP_MAGIC = b"PK\x03\x04"
 FOLDER_ENTRIES = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -67,8 +66,8 @@ def _open_file(path: Path) -> CheckpointReader:
     from svd_hybrid.io.torch_reader import TorchReader
 
     with path.open("rb") as file:
-        start = file.read(2)
-    if start.startswith(PICKLE_MAGIC) or (start == ZIP_MAGIC and zipfile.is_zipfile(path)):
+        start = file.read(len(ZIP_MAGIC))
+    if start.startswith((PICKLE_MAGIC, ZIP_MAGIC)):
         return TorchReader(path)
     return SafetensorsReader(path)
 

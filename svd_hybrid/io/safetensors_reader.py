@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -22,7 +23,7 @@ class SafetensorsReader:
         self.path = path
         self.files = (path,)
         try:
-            self._file = safe_open(path, framework="pt")  # type: ignore[no-untyped-call]
+            self._file = cast("Any", safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise FamilyError(
                 f"file is neither safetensors nor a torch checkpoint: {error}",

@@ -77,6 +77,8 @@ def _replace(staged: Path, target: Path, overwrite: bool) -> None:
     """Rename `staged` to `target`; an existing target steps aside first and is then removed."""
     if not target.exists() and not target.is_symlink():
         staged.rename(target)
+    elif is_empty_folder(target) and staged.is_dir():
+        staged.rename(target)  # a rename replaces an empty directory
     elif not overwrite:
         raise StorageError(
             "output appeared while this run was writing", where=str(target), fix="pass --overwrite"
@@ -89,6 +91,11 @@ def _replace(staged: Path, target: Path, overwrite: bool) -> None:
     else:
         staged.replace(target)
     _sync_directory(target.parent)
+
+
+def is_empty_folder(path: Path) -> bool:
+    """Whether there is a real directory with nothing in it."""
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 def _sync_tree(folder: Path) -> None:

@@ -6,7 +6,8 @@ Files in torch's zip format are memory-mapped; the older format has to be read w
 from __future__ import annotations
 
 import pickle
-import zipfile
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from svd_hybrid.errors import FamilyError, UnsafeError, shorten
 from svd_hybrid.io.tensors import info_of
 
+ZIP_MAGIC = b"PK\x03\x04"
 NESTED_KEYS = ("state_dict", "model_state_dict", "model")
 
 
@@ -39,20 +41,33 @@ class TorchReader:
 
 
 def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        zipped = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
     try:
-        return torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch warns of is an error below, or is loaded
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        if "WeightsUnpickler error" in str(error) or "weights_only" in str(error).lower():
-            raise UnsafeError(
-                "checkpoint needs code to load: it pickles more than tensors and plain containers",
-                where=str(path),
-                fix="save its state_dict() with torch.save, or as safetensors, where you trust it",
-            ) from error
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        raise _unsafe(
+            f"it names {named[1][:80]}" if named else "it pickles more than tensors and containers",
+            path,
+        ) from error
+    except PermissionError:
+        raise
+    except Exception as error:  # damaged bytes fail in torch in many ways, none of them ours
+        if "TorchScript" in str(error):
+            raise _unsafe("it is a TorchScript program", path) from error
         raise _damaged(path, error) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError) as error:
-        raise _damaged(path, error) from error
+
+
+def _unsafe(why: str, path: Path) -> UnsafeError:
+    return UnsafeError(
+        f"checkpoint needs code to load: {why}",
+        where=str(path),
+        fix="where you trust it, save its state_dict() with torch.save or as safetensors; if it "
+        "should hold just that, the file is damaged",
+    )
 
 
 def _damaged(path: Path, error: Exception) -> FamilyError:

@@ -54,7 +54,7 @@ class MergeMethod:
         return [
             {
                 "name": field.name,
-                "type": str(field.type),
+                "type": str(field.type).removeprefix("Literal"),
                 "default": field.default,
                 "help": field.metadata.get("help", ""),
             }

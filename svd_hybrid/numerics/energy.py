@@ -30,7 +30,7 @@ def rank_for_energy(energies: Tensor, threshold: float, max_rank: int | None = N
     """Smallest rank whose directions hold `threshold` of the energy, capped by `max_rank`.
 
     Args:
-        energies: (r,) squared singular values, descending, >= 0; in the units of the delta, squared.
+        energies: (r,) squared singular values, descending, >= 0; units of the delta, squared.
         threshold: share of the energy to keep, in (0, 1].
         max_rank: cap, >= 1; None for no cap.
 

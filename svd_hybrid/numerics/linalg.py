@@ -66,8 +66,8 @@ def canonical_signs(columns: Tensor) -> Tensor:
     Returns:
         (m, r), same dtype. Of equal magnitudes the first row decides.
 
-    >>> canonical_signs(torch.tensor([[1.0, -0.5], [-2.0, 0.1]])).tolist()
-    [[-1.0, 0.5], [2.0, -0.1]]
+    >>> canonical_signs(torch.tensor([[1.0, -0.5], [-2.0, 0.25]])).tolist()
+    [[-1.0, 0.5], [2.0, -0.25]]
     """
     if columns.numel() == 0:
         return columns
@@ -86,4 +86,5 @@ def least_squares_on(basis: Tensor) -> Tensor:
         (r, m) float64: (B.T B)^-1 B.T.
     """
     wide = basis.to(torch.float64)
-    return torch.linalg.solve(wide.T @ wide, wide.T)
+    projector: Tensor = torch.linalg.solve(wide.T @ wide, wide.T)
+    return projector

@@ -1,10 +1,11 @@
 """Arithmetic that gives the same bits on every machine, thread count and block size.
 
 A float64 matrix product of integers whose partial sums stay below 2**53 is exact, so the order of
-its additions cannot matter. `ReproducibleProduct` rounds both factors onto such integer grids (a power of two
-per row of the left factor and per column of the right one) and multiplies those. With two limbs
-what the first grid leaves over gets a grid of its own: the splitting of Ozaki, Ogita, Oishi and
-Rump, "Error-free transformations of matrix multiplication", Numerical Algorithms 59 (2012).
+its additions cannot matter. `ReproducibleProduct` rounds both factors onto such integer grids (a
+power of two per row of the left factor and per column of the right one) and multiplies those. With
+two limbs what the first grid leaves over gets a grid of its own: the splitting of Ozaki, Ogita,
+Oishi and Rump, "Error-free transformations of matrix multiplication", Numerical Algorithms 59
+(2012).
 """
 
 from __future__ import annotations

@@ -72,7 +72,9 @@ class Artifact:
         Args:
             base: the base checkpoint: yields weights in base order and base dtype. Without it,
                 yields the deltas alone, float32, by ascending name.
-            task, weights, merge: at most one.
+            task: one fine-tune; at most one of task, weights and merge.
+            weights: task → weight, every task named.
+            merge: a stored merge; the default one when nothing is given.
             dtype: F64, F32, F16 or BF16 for float weights; None keeps the base's.
 
         Raises:

@@ -283,7 +283,9 @@ def run_reload(
         artifact_dir: what compress wrote.
         base: the base checkpoint it was made from.
         output_path: `*.safetensors`, `*.pt|.pth|.bin`, or a folder in HF layout.
-        task, weights, merge: at most one; see `select`.
+        task: one fine-tune; at most one of task, weights and merge, see `select`.
+        weights: task → weight.
+        merge: a stored merge.
         dtype: F64, F32, F16 or BF16 for float tensors; None keeps the base's dtypes.
         max_shard_bytes: largest weight file of an HF folder.
         overwrite: replace an existing output.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from svd_hybrid.artifact.writer import EncodedPart
 from svd_hybrid.codec import Codec
+from svd_hybrid.delta.evaluate import Mix, evaluate
 from svd_hybrid.delta.expr import Expr
 
 
@@ -69,7 +70,7 @@ def decode_part(part: EncodedPart, task: int | None) -> Tensor:
 
 
 class EncodedParts:
-    """Encoded parts as a delta.evaluate.PartSource, so that the encoder measures the real decoder."""
+    """Encoded parts as a PartSource, so that the encoder measures the real decoder."""
 
     def __init__(self, parts: Mapping[str, EncodedPart]) -> None:
         self.parts = parts
@@ -90,6 +91,26 @@ class EncodedParts:
         if part not in self._shared:
             self._shared[part] = decode_part(self.parts[part], None)
         return self._shared[part]
+
+
+def squared_error(stored: EncodedStack, stack: Tensor, mask: Tensor | None) -> float:
+    """Squared error of all tasks over the scalars the mask selects, by the real decoder.
+
+    Args:
+        stored: what `encode` made of the stack.
+        stack: (N, m, n) as it was given.
+        mask: (m, n) bool, or None.
+    """
+    source = EncodedParts(stored.parts)
+    total = 0.0
+    for index, delta in enumerate(stack):
+        wanted = delta if mask is None else delta[mask]
+        shape = (stored.scalars, 1) if stored.flat else (delta.shape[0], delta.shape[1])
+        rebuilt = evaluate(stored.expr, source, Mix({index: 1.0}), shape).rows(0, shape[0])
+        if mask is not None and not stored.flat:
+            rebuilt = rebuilt[mask]
+        total += float((rebuilt.reshape(wanted.shape) - wanted).square().sum())
+    return total
 
 
 def masked_stack(stack: Tensor, mask: Tensor | None) -> Tensor:

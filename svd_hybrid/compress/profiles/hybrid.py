@@ -1,14 +1,15 @@
 """`hybrid`: the storage the SVD-Hybrid documentation describes, with the heavy data coded.
 
 Per tensor: an optional mean, an orthonormal basis split by energy into high and low directions, the
-projections on the high ones in FP16, those on the low ones in residual low-bit stages. The basis is
-the *small* factor shared by the tasks (`left`, `right`); the original put the long one there and
-quantised a handful of numbers (`tasks`, kept for parity). Source: codec design §3–4, methods.md §21.
+projections on the high ones in FP16, those on the low ones in residual low-bit stages. The basis
+is the *small* factor shared by the tasks (`left`, `right`); the original put the long one there and
+quantised a handful of numbers (`tasks`, kept for parity). Source: methods.md §21.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -22,11 +23,15 @@ from svd_hybrid.compress.profiles.base import (
     decode_part,
     encode_part,
     masked_stack,
+    squared_error,
 )
 from svd_hybrid.compress.profiles.params import BASIS_BITS, HybridParams
 from svd_hybrid.delta.expr import Dense, Expr, LowRank, Sum
 from svd_hybrid.numerics.energy import explained_energy, rank_for_energy
 from svd_hybrid.numerics.linalg import gram_of_rows, least_squares_on, principal_directions
+
+TOLERATED_LOSS = 1.1
+"""What `basis_dtype=auto` may multiply the error by."""
 
 
 def precise_codec(params: HybridParams) -> Codec:
@@ -41,7 +46,7 @@ def basis_codec(params: HybridParams) -> Codec:
 
 
 def low_codec(params: HybridParams, *, whole_slice: bool) -> Codec:
-    """Codec of the low coefficients; a whole slice shares one float32 step in the original layout."""
+    """Codec of the low coefficients; in the original layout a slice shares one float32 step."""
     if whole_slice or not params.group_size:
         return ResidualAffineCodec(params.low_bits, params.rtvq_stages, 0, "F32")
     return ResidualAffineCodec(params.low_bits, params.rtvq_stages, params.group_size)
@@ -62,6 +67,8 @@ def encode(
         Parts `mean`, `basis_high`, `basis_low`, `coeff_high`, `coeff_low` as far as they exist,
         and `delta = basis.T @ coeff (+ mean)` over them; None when all deltas are zero.
     """
+    if params.basis_dtype == "auto":
+        return _with_cheapest_basis(stack, mask, params, prefix)
     if params.basis == "tasks":
         flat = stack.flatten(1) if mask is None else stack[:, mask]
         return _Encoder(flat.unsqueeze(-1), params, "tasks", flat.shape[1], prefix).run()
@@ -71,6 +78,26 @@ def encode(
         side = "left" if m <= n else "right"  # a vector's only sensible basis is the 1 x 1 one
     scalars = m * n if mask is None else int(mask.sum())
     return _Encoder(masked_stack(stack, mask), params, side, scalars, prefix).run()
+
+
+def _with_cheapest_basis(
+    stack: Tensor, mask: Tensor | None, params: HybridParams, prefix: str
+) -> EncodedStack | None:
+    """The trial with the fewest basis bits whose real error is close to that of an FP16 basis."""
+
+    def trial(basis_dtype: Literal["fp16", "int8", "int4"]) -> EncodedStack | None:
+        return encode(stack, mask, replace(params, basis_dtype=basis_dtype), prefix)
+
+    precise = trial("fp16")
+    if precise is None:
+        return None
+    allowed = TOLERATED_LOSS**2 * squared_error(precise, stack, mask)
+    coarse: tuple[Literal["int4", "int8"], ...] = ("int4", "int8")
+    for basis_dtype in coarse:
+        stored = trial(basis_dtype)
+        if stored is not None and squared_error(stored, stack, mask) <= allowed:
+            return stored
+    return precise
 
 
 class _Encoder:

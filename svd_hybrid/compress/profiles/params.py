@@ -36,8 +36,12 @@ class HybridParams:
             "tasks is the original D x N layout"
         },
     )
-    basis_dtype: Literal["fp16", "int8", "int4"] = field(
-        default="fp16", metadata={"help": "precision of the basis"}
+    basis_dtype: Literal["auto", "fp16", "int8", "int4"] = field(
+        default="fp16",
+        metadata={
+            "help": "precision of the basis; auto takes, per tensor, the fewest bits that "
+            "raise the error by at most 10 %"
+        },
     )
     keep_low: bool = field(
         default=True,
@@ -63,9 +67,9 @@ class HybridParams:
                 raise ParameterError(f"{name} is {getattr(self, name)}, outside {low}..{high}")
         if self.basis not in ("auto", "left", "right", "tasks"):
             raise ParameterError(f"basis is {self.basis!r}", fix="use auto, left, right or tasks")
-        if self.basis_dtype not in ("fp16", *BASIS_BITS):
+        if self.basis_dtype not in ("auto", "fp16", *BASIS_BITS):
             raise ParameterError(
-                f"basis_dtype is {self.basis_dtype!r}", fix="use fp16, int8 or int4"
+                f"basis_dtype is {self.basis_dtype!r}", fix="use auto, fp16, int8 or int4"
             )
         if not self.fp16 and self.basis_dtype != "fp16":
             raise ParameterError(
