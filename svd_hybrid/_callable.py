@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, ClassVar
+from typing import Any
 
 
 def make_callable(package: str, module: str, function: str) -> None:
@@ -16,7 +16,7 @@ def make_callable(package: str, module: str, function: str) -> None:
     kind = type(sys.modules[package])
 
     class CallablePackage(kind):  # type: ignore[valid-type, misc]
-        __doc__: ClassVar[str] = sys.modules[package].__doc__ or ""
+        """A package whose call is one function's call."""
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             from importlib import import_module

@@ -20,10 +20,16 @@ def read_manifest(folder: Path) -> Manifest:
         StorageError: there is no such directory, or it may not be read.
         ArtifactError: it has no manifest, or a malformed one.
         VersionError: its format version is not readable here.
+        UnsafeError: it names a path the format does not know.
     """
     path = folder / layout.MANIFEST
     if not folder.is_dir():
-        raise StorageError("artifact directory does not exist", where=str(folder))
+        fault = "is not a directory" if folder.exists() else "does not exist"
+        raise StorageError(
+            f"artifact {fault}",
+            where=str(folder),
+            fix="pass the directory that svdh compress wrote",
+        )
     if not path.is_file():
         raise ArtifactError(
             "directory has no manifest.json, so it is no svdh artifact",
@@ -46,6 +52,8 @@ def read_manifest(folder: Path) -> Manifest:
         canonical = False
     if not canonical:
         raise ArtifactError("manifest is not in canonical form", where=str(path))
+    for record in manifest.files:
+        resolve(folder, record)
     return manifest
 
 

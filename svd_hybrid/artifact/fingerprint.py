@@ -25,8 +25,8 @@ def check_names(manifest: Manifest, base: CheckpointReader) -> None:
     lacks = [name for name in wanted if name not in base.infos]
     extra = [name for name in base.infos if name not in wanted]
     if lacks or extra:
-        parts = [f"it lacks {shorten(lacks)}"] if lacks else []
-        parts += [f"it has {shorten(extra)} besides"] if extra else []
+        parts = [f"it lacks {shorten(lacks, 2)}"] if lacks else []
+        parts += [f"it has {shorten(extra, 2)} besides"] if extra else []
         raise BaseMismatchError(f"{WHAT}: {', '.join(parts)}", where=str(base.path), fix=FIX)
     for name, tensor in wanted.items():
         info = base.infos[name]

@@ -19,6 +19,9 @@ from svd_hybrid.delta.serial import expr_from_json
 from svd_hybrid.errors import ArtifactError, UnknownNameError, VersionError
 from svd_hybrid.registry import did_you_mean
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Dtypes that have deltas; as in io.tensors, which needs torch."""
+
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
@@ -285,6 +288,11 @@ def _check_consistent(manifest: Manifest, where: str) -> None:
             if expression is not None:
                 unknown = set(parts_of(expr_from_json(expression))) - set(tensor.parts)
                 require(not unknown, f"tensor {tensor.name!r}: no parts {sorted(unknown)}")
+        stores = bool(tensor.parts) or tensor.task is not None or tensor.blend is not None
+        require(
+            tensor.dtype in FLOATS or not (stores or tensor.alias),
+            f"tensor {tensor.name!r} is {tensor.dtype}, so it has no delta",
+        )
         if tensor.alias is not None:
             target = by_name.get(tensor.alias)
             require(
@@ -292,7 +300,6 @@ def _check_consistent(manifest: Manifest, where: str) -> None:
                 and target.alias is None
                 and (target.dtype, target.shape, target.sha256)
                 == (tensor.dtype, tensor.shape, tensor.sha256)
-                and not tensor.parts
-                and tensor.task is None,
+                and not stores,
                 f"tensor {tensor.name!r} is no true alias of {tensor.alias!r}",
             )

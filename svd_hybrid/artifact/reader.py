@@ -39,11 +39,14 @@ class ArtifactReader:
         """
         return cls(folder, read_manifest(folder))
 
+    def owner(self, record: TensorRecord) -> TensorRecord:
+        """The record that holds a tensor's parts: its own, or its target's for an alias."""
+        return self.manifest.tensors[self._ordinals[record.alias or record.name]]
+
     def parts(self, record: TensorRecord) -> ArtifactParts:
-        """Where the parts of a tensor are found; those of its target for an alias."""
-        owner = record.alias or record.name
-        ordinal = self._ordinals[owner]
-        return ArtifactParts(self, self.manifest.tensors[ordinal], ordinal)
+        """Where the parts of a tensor are found."""
+        owner = self.owner(record)
+        return ArtifactParts(self, owner, self._ordinals[owner.name])
 
     def array(self, name: str, task: int | None) -> Tensor:
         """A stored array, or the slice (1, …) of one task.
@@ -74,7 +77,7 @@ class ArtifactReader:
                         shard = cast("Any", safe_open(path, framework="pt"))
                     except SafetensorError as error:
                         raise ArtifactError(
-                            f"shard is no safetensors file: {error}", where=str(path)
+                            f"shard is no safetensors file: {str(error)[:160]}", where=str(path)
                         ) from error
                     for name in shard.keys():  # noqa: SIM118 (safe_open is no mapping)
                         if name in shard_of:

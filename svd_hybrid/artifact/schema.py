@@ -40,7 +40,8 @@ def _validator_class() -> Any:
 
     draft = jsonschema.Draft202012Validator
     strict = draft.TYPE_CHECKER.redefine("integer", lambda _, x: type(x) is int)
-    return jsonschema.validators.extend(draft, type_checker=strict)
+    extend: Any = jsonschema.validators.extend
+    return extend(draft, type_checker=strict)
 
 
 def validate(value: Any, name: str, where: str) -> None:

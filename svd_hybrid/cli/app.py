@@ -8,7 +8,7 @@ from importlib import import_module
 import click
 
 from svd_hybrid import __version__
-from svd_hybrid.cli.faults import run_guarded
+from svd_hybrid.faults import run_guarded
 from svd_hybrid.registry import did_you_mean
 
 COMMANDS = {
@@ -49,8 +49,8 @@ class LazyGroup(click.Group):
 def app() -> None:
     """Keep a family of fine-tuned models as one small, verifiable artifact.
 
-    svdh compress makes it from a base and its fine-tunes; svdh reload rebuilds the merged model, any
-    single fine-tune or a new weighting from the base and the artifact alone.
+    svdh compress makes it from a base and its fine-tunes; svdh reload rebuilds the merged model,
+    any single fine-tune or a new weighting from the base and the artifact alone.
     """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,8 +96,19 @@ def compress(
     click.echo(result.artifact_dir)
 
 
-def build_request(values: dict[str, Any], overwrite: bool) -> CompressRequest:
+def build_request(
+    values: dict[str, Any],
+    overwrite: bool,
+    record: Mapping[str, Any] | None = None,
+    where: str = "",
+) -> CompressRequest:
     """The run that command line and configuration file ask for together.
+
+    Args:
+        values: the command line's, by parameter name.
+        overwrite: replace an existing artifact.
+        record: a configuration already read, in our spelling, instead of `values["config_file"]`.
+        where: what to call that configuration in errors.
 
     Raises:
         UsageError: something needed is missing, or a key is unknown.
@@ -104,12 +116,10 @@ def build_request(values: dict[str, Any], overwrite: bool) -> CompressRequest:
     from svd_hybrid.compress.run import CompressRequest
 
     file_path = values.get("config_file")
-    from_file = read_config_file(file_path) if file_path else {}
-    paths = {
-        key: Path(str(from_file.pop(key)))
-        for key in OPTIONAL_PATHS
-        if from_file.get(key) is not None
-    }
+    if record is None and file_path:
+        record, where = read_config_file(file_path), str(file_path)
+    from_file = dict(record or {})
+    paths = {key: Path(str(from_file[key])) for key in OPTIONAL_PATHS if from_file.get(key)}
     for key in OPTIONAL_PATHS:
         from_file.pop(key, None)
     listed = from_file.pop("tasks", [])
@@ -120,7 +130,7 @@ def build_request(values: dict[str, Any], overwrite: bool) -> CompressRequest:
     if artifact_dir is None:
         raise UsageError("no artifact directory given", fix="pass --artifact-dir DIR")
     tasks = resolve_tasks(
-        list(values["tasks"]) or _task_list(listed, str(file_path)),
+        list(values["tasks"]) or _task_list(listed, where),
         values["task_paths"],
         values["checkpoint_dir"] or paths.get("checkpoint_dir"),
     )
@@ -128,7 +138,7 @@ def build_request(values: dict[str, Any], overwrite: bool) -> CompressRequest:
         base,
         tasks,
         artifact_dir,
-        merged_config(from_file, str(file_path), values),
+        merged_config(from_file, where, values),
         values["mask_dir"] or paths.get("mask_dir"),
         values["performance_file"] or paths.get("performance_file"),
         overwrite,

@@ -43,12 +43,11 @@ def methods(name: str | None, quiet: bool, as_json: bool, debug: bool) -> None:
         for method in facts
     ]
     header = ("method", "per-task reload", "needs statistics", "what it does")
-    print_table("merge methods", header, rows, to_stdout=True)
+    print_table("merge methods", header, rows, to_stdout=True, text=True)
     if name:
         click.echo(f"source: {facts[0]['source']}\n")
         parameters = [
             (p["name"], str(p["default"]), p["type"], p["help"]) for p in facts[0]["parameters"]
         ]
-        print_table(
-            "parameters", ("name", "default", "type", "meaning"), parameters, to_stdout=True
-        )
+        columns = ("name", "default", "type", "meaning")
+        print_table("parameters", columns, parameters, to_stdout=True, text=True)

@@ -6,18 +6,19 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import fields
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import click
 
 from svd_hybrid.compress.config import CompressConfig, known_keys
 from svd_hybrid.compress.profiles.params import PROFILE_PARAMS
+from svd_hybrid.console import PATH as PATH
+from svd_hybrid.console import F
+from svd_hybrid.console import artifact_option as artifact_option
+from svd_hybrid.console import base_option as base_option
+from svd_hybrid.console import common_options as common_options
+from svd_hybrid.console import overwrite_option as overwrite_option
 from svd_hybrid.methods import METHODS
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-PATH = click.Path(path_type=Path)
 
 
 class WordsCommand(click.Command):
@@ -27,10 +28,10 @@ class WordsCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the option before each of its words, which is what click understands."""
-        return super().parse_args(ctx, list(_repeat_options(args, self.word_lists)))
+        return super().parse_args(ctx, list(_repeat_options(ctx, args, self.word_lists)))
 
 
-def _repeat_options(args: list[str], options: tuple[str, ...]) -> Iterable[str]:
+def _repeat_options(ctx: click.Context, args: list[str], options: tuple[str, ...]) -> Iterable[str]:
     current = ""
     for position, word in enumerate(args):
         if word == "--":
@@ -40,7 +41,7 @@ def _repeat_options(args: list[str], options: tuple[str, ...]) -> Iterable[str]:
             current = word if word in options else ""
             follows = args[position + 1 : position + 2]
             if current and (not follows or follows[0].startswith("-")):
-                raise click.UsageError(f"{word} needs at least one word")
+                raise click.UsageError(f"{word} needs at least one word", ctx)
             if current:
                 continue
         if current:
@@ -48,48 +49,13 @@ def _repeat_options(args: list[str], options: tuple[str, ...]) -> Iterable[str]:
         yield word
 
 
-def base_option(command: F) -> F:
-    """--base-model-path, alias --base."""
-    return click.option(
-        "--base-model-path",
-        "--base",
-        "base",
-        type=PATH,
-        metavar="PATH",
-        help="Base checkpoint: safetensors or torch file, or HF folder.",
-    )(command)
-
-
-def artifact_option(command: F) -> F:
-    """--artifact-dir."""
-    return click.option(
-        "--artifact-dir", required=True, type=PATH, metavar="DIR", help="The artifact directory."
-    )(command)
-
-
-def overwrite_option(command: F) -> F:
-    """--overwrite."""
-    return click.option("--overwrite", is_flag=True, help="Replace an existing output, whole.")(
-        command
-    )
-
-
-def common_options(command: F) -> F:
-    """--json, --quiet, --debug."""
-    for option in (
-        click.option("--debug", is_flag=True, help="Show tracebacks."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress and no table on stderr."),
-        click.option(
-            "--json", "as_json", is_flag=True, help="Print exactly one JSON document on stdout."
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 def config_options(command: F) -> F:
     """One option per configuration key, with its type, default and help from the dataclasses."""
-    described = [CompressConfig, METHODS["svd-hybrid"].params, *PROFILE_PARAMS.values()]
+    described: list[type[Any]] = [
+        CompressConfig,
+        METHODS["svd-hybrid"].params,
+        *PROFILE_PARAMS.values(),
+    ]
     hints = known_keys("svd-hybrid", "hybrid")
     options = [
         _config_option(field.name, hints[field.name], field.default, field.metadata["help"])

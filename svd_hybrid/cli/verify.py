@@ -10,6 +10,8 @@ from svd_hybrid.cli.options import artifact_option, base_option, common_options
 from svd_hybrid.cli.reporter import print_json
 from svd_hybrid.errors import BaseMismatchError
 
+MOST_SHOWN = 10
+
 
 @click.command(short_help="Check every file of an artifact, and the base if given.")
 @artifact_option
@@ -26,8 +28,11 @@ def verify(artifact_dir: Path, base: Path | None, quiet: bool, as_json: bool, de
     if as_json:
         print_json(report.as_json())
     else:
-        for problem in report.problems:
+        for problem in report.problems[:MOST_SHOWN]:
             click.echo(f"problem: {problem}", err=True)
+        if len(report.problems) > MOST_SHOWN:
+            more = len(report.problems) - MOST_SHOWN
+            click.echo(f"and {more} more problems; --json lists them all", err=True)
         if not report.problems:
             base_part = f", base of {report.tensors} tensors" if base else ""
             click.echo(f"ok: {report.files + 1} files{base_part}, id {report.artifact_id}")

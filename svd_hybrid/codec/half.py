@@ -14,7 +14,6 @@ from svd_hybrid.codec.checks import exact_keys, stored_array
 from svd_hybrid.errors import ArtifactError
 from svd_hybrid.numerics.reproducible import exponent_above, power_of_two, round_once
 
-
 LARGEST_EXPONENT = 1022  # 2**e and 2**-e are then normal float64 numbers
 
 
@@ -52,8 +51,8 @@ def per_slice(exponents: Tensor, like: Tensor) -> Tensor:
 class HalfCodec:
     """value = FP16 number * 2**exponent of its slice.
 
-    The error is at most 2**-11 of the value or 2**-25 * 2**exponent, whichever is larger. A plain FP16 cast would flush coefficients
-    below 6e-8 to zero and overflow above 65504.
+    The error is at most 2**-11 of the value or 2**-25 * 2**exponent, whichever is larger. A plain
+    FP16 cast would flush coefficients below 6e-8 to zero and overflow above 65504.
     """
 
     name: ClassVar[str] = "half"
@@ -77,7 +76,7 @@ class HalfCodec:
         out = torch.empty(shape, dtype=torch.float32)
         for index in range(shape[0]):
             wide = values[index].to(torch.float64)
-            out[index] = wide * per_slice(exponent[index : index + 1], wide)
+            out[index] = wide.mul_(per_slice(exponent[index : index + 1], wide))
         return out
 
     def layout(self, shape: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:

@@ -158,7 +158,7 @@ class ResidualAffineCodec:
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """The codec; raises ArtifactError for a missing, unknown or illegal key."""
         exact_keys(cls.name, config, ("bits", "stages", "group_size", "step"))
-        if config["step"] not in STEP_DTYPES:
+        if config["step"] not in list(STEP_DTYPES):  # a list: JSON values need not be hashable
             raise ArtifactError(
                 f"codec {cls.name!r}: step is {config['step']!r}, must be F16 or F32"
             )

@@ -217,20 +217,31 @@ def read_config_file(path: Path) -> dict[str, Any]:
         UsageError: it is not a mapping, or gives one key twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except OSError as error:
         raise StorageError(
             f"configuration cannot be read: {error.strerror}", where=str(path)
         ) from error
     try:
-        record = json.loads(text) if path.suffix == ".json" else _load_yaml(text)
-    except ValueError as error:
+        text = data.decode()
+        if path.suffix == ".json":
+            record = json.loads(text, object_pairs_hook=_unique)
+        else:
+            record = _load_yaml(text)
+    except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(
             f"configuration cannot be parsed: {' '.join(str(error).split())[:240]}", where=str(path)
         ) from error
     if not isinstance(record, dict):
         raise UsageError("configuration is not a mapping of keys to values", where=str(path))
     return normalise_keys(record, str(path))
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        raise ValueError("a key appears twice in one mapping")
+    return record
 
 
 def _load_yaml(text: str) -> Any:
@@ -242,11 +253,7 @@ def _load_yaml(text: str) -> Any:
 
     def unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         loader.flatten_mapping(node)
-        pairs = loader.construct_pairs(node, deep=True)
-        record = dict(pairs)
-        if len(record) != len(pairs):
-            raise ValueError("a key appears twice in one mapping")
-        return record
+        return _unique(loader.construct_pairs(node, deep=True))
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, unique_mapping)
     try:

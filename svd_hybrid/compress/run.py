@@ -37,9 +37,10 @@ from svd_hybrid.compress.weighting import (
 from svd_hybrid.delta.serial import expr_to_json
 from svd_hybrid.errors import ArtifactError, ParameterError, UsageError
 from svd_hybrid.io.family import Family, FamilyPolicy, is_buffer, open_family
-from svd_hybrid.io.model_writer import check_free
+from svd_hybrid.io.model_writer import check_free, protect_inputs
+from svd_hybrid.io.reader import CheckpointReader
 from svd_hybrid.io.staging import staged_directory
-from svd_hybrid.io.tensors import tensor_digest
+from svd_hybrid.io.tensors import DTYPES, tensor_digest
 from svd_hybrid.methods import METHODS
 from svd_hybrid.numerics.linalg import gram_of_rows
 from svd_hybrid.numerics.threads import one_thread
@@ -124,6 +125,9 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
     """
     wall, cpu = time.monotonic(), time.process_time()
     check_free(request.artifact_dir, request.overwrite)
+    extras = (request.mask_dir, request.performance_file)
+    inputs = (request.base, *request.tasks.values(), *(path for path in extras if path))
+    protect_inputs(request.artifact_dir, inputs)
     config = request.config
     policy = FamilyPolicy(
         config.on_missing, config.on_extra, config.on_shape_mismatch, config.nonfinite
@@ -134,22 +138,16 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
     diagnostics = Diagnostics(
         config,
         family.task_names,
-        sum(file.stat().st_size for file in family.base.files),
-        sum(file.stat().st_size for reader in family.tasks.values() for file in reader.files),
+        _data_bytes(family, family.base),
+        sum(_data_bytes(family, reader) for reader in family.tasks.values()),
     )
     with staged_directory(request.artifact_dir, request.overwrite) as staging, one_thread():
         writer = ArtifactWriter(staging, config.profile, family.task_names)
         _encode_tensors(family, masks, config, writer, diagnostics, progress)
         diagnostics.notes += [*weights.notes, *family.all_notes(), *masks.notes]
-        manifest = _finish(writer, config, family.task_names, weights, diagnostics)
-        report = verify(staging)
-        if report.problems:
-            raise ArtifactError(
-                f"what was written does not read back: {report.problems[0]}",
-                where=str(staging),
-                fix="check the disk; nothing was published",
-            )
-        breakdown = _directory_breakdown(staging, manifest)
+        manifest, breakdown = finish_artifact(
+            writer, config, family.task_names, weights, diagnostics
+        )
     measured = config.eval_reconstruction
     return CompressResult(
         request.artifact_dir,
@@ -165,6 +163,12 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
         time.monotonic() - wall,
         time.process_time() - cpu,
     )
+
+
+def _data_bytes(family: Family, reader: CheckpointReader) -> int:
+    """Bytes of the family's tensors in a checkpoint: the same in whatever files they come."""
+    infos = (reader.infos[name] for name in family.base.infos if name in reader.infos)
+    return sum(info.nbytes for info in infos if info.dtype in DTYPES)
 
 
 def _task_weights(
@@ -183,6 +187,8 @@ def _task_weights(
     accuracies = None
     if needs_accuracy and request.performance_file is not None:
         accuracies = load_performance(request.performance_file, family.tasks)
+    elif request.performance_file is not None:
+        family.notes.append(f"the performance file is not used: weighting is {config.weighting}")
     if config.weighting == "uniform":
         return uniform_weights(len(family.tasks))
     if config.weighting == "performance" and accuracies is not None:
@@ -246,14 +252,21 @@ def _encode_tensors(
             progress("encode", done, len(names))
 
 
-def _finish(
+def finish_artifact(
     writer: ArtifactWriter,
     config: CompressConfig,
     tasks: list[str],
     weights: TaskWeights,
     diagnostics: Diagnostics,
-) -> Manifest:
-    """Documents, diagnostics and manifest."""
+) -> tuple[Manifest, dict[str, int]]:
+    """Write documents, diagnostics and manifest, and check that all of it reads back.
+
+    Returns:
+        The manifest, and the bytes of the directory by shard folder and document.
+
+    Raises:
+        ArtifactError: what was written does not read back.
+    """
     method = METHODS[config.method]
     merge = LinearMerge(method.name, method.version, weights.weights, config.method_params.scaling)
     by_task = dict(zip(tasks, weights.weights, strict=True))
@@ -265,12 +278,20 @@ def _finish(
     }
     if clusters is not None:
         documents[layout.CLUSTERS] = readable_json(clusters)
-    return writer.finish(
+    manifest = writer.finish(
         {config.merge_name: merge},
         config.merge_name,
         documents,
         lambda breakdown: diagnostics.document(breakdown, by_task, clusters),
     )
+    report = verify(writer.folder)
+    if report.problems:
+        raise ArtifactError(
+            f"what was written does not read back: {report.problems[0]}",
+            where=str(writer.folder),
+            fix="check the disk; nothing was published",
+        )
+    return manifest, _directory_breakdown(writer.folder, manifest)
 
 
 def _directory_breakdown(folder: Path, manifest: Manifest) -> dict[str, int]:

@@ -92,7 +92,7 @@ def encode_tensor(deltas: Tensor, mask: Tensor | None, config: CompressConfig) -
         stored = PROFILES[config.profile].encode(
             stack, selected, config.profile_params, "" if region.inside else NOISE_PREFIX
         )
-        if stored is None:
+        if stored is None or not stored.parts:  # no change, or one too small to square
             continue
         found[region.inside] = stored
         parts |= stored.parts

@@ -6,7 +6,6 @@ the merge uses and what reload uses. Source: methods.md §21.8.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svd_hybrid.errors import FamilyError, StorageError, UsageError
+from svd_hybrid.artifact.jsonfile import parse_json
+from svd_hybrid.errors import ArtifactError, FamilyError, StorageError, UsageError
 from svd_hybrid.io.lookup import match_name
 
 FLAT_SPREAD = 0.02
@@ -66,7 +66,9 @@ def performance_weights(accuracies: Sequence[float], temperature: float) -> Task
     """
     weights = softmax(accuracies, temperature)
     notes = []
-    if len(weights) > 1 and max(weights) - min(weights) < FLAT_SPREAD / len(weights):
+    uniform = 1.0 / len(weights)
+    spread = max(abs(weight - uniform) for weight in weights) / uniform
+    if len(weights) > 1 and spread < FLAT_SPREAD:
         notes.append(
             f"performance weights are uniform to within {FLAT_SPREAD:.0%} at temperature "
             f"{temperature:g}; --temperature 0.05 to 0.1 lets accuracies count"
@@ -146,13 +148,13 @@ def load_performance(path: Path, tasks: Iterable[str]) -> list[float]:
         FamilyError: it is no such object, a task is missing, or a value is outside [0, 1].
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_bytes(), str(path))
     except OSError as error:
         raise StorageError(
             f"performance file cannot be read: {error.strerror}", where=str(path)
         ) from error
-    except ValueError as error:
-        raise FamilyError(f"performance file is not JSON: {error}", where=str(path)) from error
+    except ArtifactError as error:
+        raise FamilyError(f"performance file is {error.what}", where=str(path)) from error
     if not isinstance(record, dict):
         raise FamilyError("performance file is not an object task → accuracy", where=str(path))
     accuracies = []

@@ -106,13 +106,20 @@ def _expect(fits: bool, what: str, got: tuple[int, ...], want: tuple[int, ...]) 
 def _leaf(parts: PartSource, part: str, mix: Mix) -> Tensor:
     """The part, or the weighted sum of its slices rounded to float32."""
     if not parts.is_stacked(part):
-        return parts.decode(part, None)
+        return _numbers(parts, part, None)
     if not mix.weights:
         raise ArtifactError(f"part {part!r} has a slice per task, but no task was asked for")
     if list(mix.weights.values()) == [1.0]:
-        return parts.decode(part, next(iter(mix.weights)))
-    terms = ((weight, parts.decode(part, task)) for task, weight in mix.weights.items())
+        return _numbers(parts, part, next(iter(mix.weights)))
+    terms = ((weight, _numbers(parts, part, task)) for task, weight in mix.weights.items())
     return weighted_sum(terms).to(torch.float32)
+
+
+def _numbers(parts: PartSource, part: str, task: int | None) -> Tensor:
+    values = parts.decode(part, task)
+    if values.dtype == torch.bool:
+        raise ArtifactError(f"part {part!r} is a mask, used as numbers")
+    return values
 
 
 def _shared_factor(parts: PartSource, mix: Mix, *names: str) -> float:
@@ -125,6 +132,8 @@ def _shared_factor(parts: PartSource, mix: Mix, *names: str) -> float:
 
 def _mask(parts: PartSource, part: str, shape: tuple[int, int], inside: bool) -> Tensor:
     _expect(parts.shape(part) == shape, f"mask {part!r}", parts.shape(part), shape)
+    if parts.is_stacked(part):
+        raise ArtifactError(f"mask {part!r} has a slice per task; a mask is shared")
     mask = parts.decode(part, None)
     if mask.dtype != torch.bool:
         raise ArtifactError(f"part {part!r} is used as a mask but is not one")

@@ -51,7 +51,7 @@ def expr_from_json(record: Any, depth: int = 0) -> Expr:
             "right": str(right),
             "limbs": (1 | 2) as limbs,
             **rest,
-        } if not rest and isinstance(limbs, int):
+        } if not rest and type(limbs) is int:
             return LowRank(left, right, limbs)
         case {
             "op": "masked",
@@ -72,7 +72,7 @@ def expr_from_json(record: Any, depth: int = 0) -> Expr:
         case {"op": "flat", "inner": inner, **rest} if not rest:
             return Flat(expr_from_json(inner, depth + 1))
         case {"op": "scale", "factor": float(factor) | int(factor), "inner": inner, **rest} if (
-            not rest and math.isfinite(factor)
+            not rest and type(factor) is not bool and math.isfinite(factor)
         ):
             return Scale(float(factor), expr_from_json(inner, depth + 1))
         case {"op": "sum", "terms": list(terms), **rest} if not rest:

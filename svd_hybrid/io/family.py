@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,10 @@ from svd_hybrid.io.reader import CheckpointReader, open_checkpoint
 from svd_hybrid.io.tensors import DTYPES, TensorInfo
 
 BUFFER_SUFFIXES = ("running_mean", "running_var")
-MOST_PROBLEMS_SHOWN = 8
+MOST_CHARACTERS = 240
+"""Of a list of problems in one error; the rest is counted."""
+LARGEST_DELTA = 2.0**100
+"""Sums and projections of such deltas stay finite in float32, their squares in float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,7 @@ class Family:
             if tuned.shape != base.shape:
                 tuned = tuned[tuple(slice(size) for size in base.shape)]
             torch.sub(tuned.to(wide), start, out=deltas[index])
-            zeroed += self._refuse_nonfinite(deltas[index], name, task)
+            zeroed += self._refuse_unusable(deltas[index], name, task)
         return Stack(base, deltas, zeroed)
 
     def same_everywhere(self, name: str, other: str) -> bool:
@@ -129,7 +133,7 @@ class Family:
                 return False
         return self.has_deltas(name) == self.has_deltas(other)
 
-    def _refuse_nonfinite(self, delta: Tensor, name: str, task: str) -> int:
+    def _refuse_unusable(self, delta: Tensor, name: str, task: str) -> int:
         finite = torch.isfinite(delta)
         bad = delta.numel() - int(finite.sum())
         if bad and self.policy.nonfinite == "error":
@@ -141,6 +145,12 @@ class Family:
         if bad:
             delta[~finite] = 0
             self.notes.append(f"{bad} non-finite values of {name!r} in task {task!r} set to zero")
+        if delta.numel() and float(delta.abs().max()) > LARGEST_DELTA:
+            raise FamilyError(
+                f"task {task!r} is too far from the base: a difference exceeds {LARGEST_DELTA:.3g}",
+                where=f"tensor {name!r} in {self.tasks[task].path}",
+                fix="repair the checkpoint; such weights are not a model",
+            )
         return bad
 
     def _note_disagreement(self, name: str, base: Tensor) -> None:
@@ -176,7 +186,7 @@ def open_family(base: Path, tasks: Mapping[str, Path], policy: FamilyPolicy) -> 
     unsupported = [n for n, info in family.base.infos.items() if info.dtype not in DTYPES]
     if unsupported:
         raise FamilyError(
-            f"base has dtypes svdh cannot read: {shorten(unsupported)}",
+            f"base has dtypes svdh cannot read: {shorten(unsupported, 3)}",
             where=str(base),
             fix="convert those tensors to float32, float16 or bfloat16",
         )
@@ -186,15 +196,21 @@ def open_family(base: Path, tasks: Mapping[str, Path], policy: FamilyPolicy) -> 
     for task, reader in family.tasks.items():
         problems += _compare(family, task, reader)
     if problems:
-        shown = "; ".join(problems[:MOST_PROBLEMS_SHOWN])
-        more = len(problems) - MOST_PROBLEMS_SHOWN
         raise FamilyError(
-            f"tasks and base disagree: {shown}" + (f"; and {more} more" if more > 0 else ""),
+            f"tasks and base disagree: {_listed(problems)}",
             where=str(base),
             fix="check that all come from this base, or see --on-missing, --on-extra and "
             "--on-shape-mismatch",
         )
     return family
+
+
+def _listed(problems: list[str]) -> str:
+    """The first problems, as many as fit into one message, and how many more there are."""
+    ends = accumulate(len(problem) + 2 for problem in problems)
+    fitting = max(1, sum(end <= MOST_CHARACTERS for end in ends))
+    more = len(problems) - fitting
+    return "; ".join(problems[:fitting]) + (f"; and {more} more" if more else "")
 
 
 def _refuse_confusable(tasks: Iterable[str]) -> None:

@@ -7,25 +7,22 @@ order of tensor names, most significant bit first (nik-dim/tall_masks).
 
 from __future__ import annotations
 
-import io
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from svd_hybrid.errors import FamilyError, StorageError, UnsafeError, UsageError, shorten
+from svd_hybrid.errors import FamilyError, StorageError, UnsafeError, UsageError
+from svd_hybrid.io.array_pickle import Bytes, load_byte_arrays
 from svd_hybrid.io.lookup import match_name
 from svd_hybrid.io.reader import CheckpointReader, open_checkpoint
 from svd_hybrid.io.tensors import TensorInfo
 
 TASK_MASK_NAMES = ("{task}_mask", "{task}", "{task}/mask")
 MASK_SUFFIXES = (".safetensors", ".pt", ".pth")
-NUMPY_MAGIC = b"\x93NUMPY"
 
 
 class TaskMask(Protocol):
@@ -132,10 +129,10 @@ def _open_packed(
             if "ambiguous" in error.what:
                 raise
             continue
-        if bits.dtype != np.uint8 or bits.ndim != 1 or bits.size != (total + 7) // 8:
+        if bits.shape != ((total + 7) // 8,):
             raise FamilyError(
-                f"packed mask of task {task!r} holds {bits.size} bytes of {bits.dtype}; "
-                f"{total} scalars need {(total + 7) // 8} bytes of uint8",
+                f"packed mask of task {task!r} has shape {list(bits.shape)}; "
+                f"{total} scalars need {(total + 7) // 8} bytes",
                 where=str(path),
                 fix="the mask belongs to another model, or was packed over other tensors",
             )
@@ -147,7 +144,7 @@ class _PackedMask:
     """One task's bits over the canonical flattening of the model's float tensors."""
 
     def __init__(
-        self, bits: np.ndarray[Any, Any], starts: dict[str, int], infos: Mapping[str, TensorInfo]
+        self, bits: Bytes, starts: dict[str, int], infos: Mapping[str, TensorInfo]
     ) -> None:
         self.bits = bits
         self.starts = starts
@@ -163,87 +160,20 @@ class _PackedMask:
         return torch.from_numpy(values.copy()).to(torch.bool).reshape(self.infos[name].shape)
 
 
-_NUMPY_GLOBALS = {
-    (module, name)
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-    for name in ("_reconstruct", "scalar")
-} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds dictionaries and NumPy arrays and imports nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _NUMPY_GLOBALS:
-            raise UnsafeError(
-                f"mask file asks to import {module}.{name}",
-                fix="store the masks as safetensors, one file per task",
-            )
-        return super().find_class(module, name)
-
-
-def _load_packed(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+def _load_packed(path: Path) -> dict[str, Bytes]:
     """Task → packed bits, from torch's or NumPy's file format, without running any code."""
     try:
-        loaded = _load_torch_arrays(path) if zipfile.is_zipfile(path) else _load_numpy_dict(path)
+        return load_byte_arrays(path)
     except UnsafeError as error:
-        error.where = error.where or str(path)
+        error.where = str(path)
         raise
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        KeyError,
-    ) as error:
-        raise FamilyError(
-            f"packed mask file cannot be read: {str(error).splitlines()[0][:160]}", where=str(path)
+    except OSError as error:
+        raise StorageError(
+            f"packed mask file may not be read: {error.strerror}", where=str(path)
         ) from error
-    if not isinstance(loaded, dict) or not loaded:
-        raise FamilyError("packed mask file holds no task → bits dictionary", where=str(path))
-    arrays = {
-        str(task): value.numpy() if isinstance(value, Tensor) else value
-        for task, value in loaded.items()
-    }
-    odd = [task for task, value in arrays.items() if not isinstance(value, np.ndarray)]
-    if odd:
-        raise FamilyError(f"packed masks are not arrays: {shorten(odd)}", where=str(path))
-    return arrays
-
-
-def _load_torch_arrays(path: Path) -> Any:
-    import numpy._core.multiarray as multiarray
-
-    allowed: list[Any] = [
-        multiarray._reconstruct,
-        np.ndarray,
-        np.dtype,
-        np.dtypes.UInt8DType,
-    ]
-    with torch.serialization.safe_globals(allowed):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise UnsafeError(
-                "mask file needs code to load",
-                where=str(path),
-                fix="store the masks as safetensors, one file per task",
-            ) from error
-
-
-def _load_numpy_dict(path: Path) -> Any:
-    """The dictionary inside a .npy object array, unpickled with NumPy's array types alone."""
-    data = path.read_bytes()
-    if not data.startswith(NUMPY_MAGIC):
-        return _ArrayUnpickler(io.BytesIO(data)).load()
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        _, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    else:
-        _, _, dtype = np.lib.format.read_array_header_2_0(stream)
-    if not dtype.hasobject:
-        raise ValueError("it holds a plain array, not a dictionary of tasks")
-    loaded = _ArrayUnpickler(stream).load()
-    return loaded.item() if isinstance(loaded, np.ndarray) else loaded
+    except ValueError as error:
+        raise FamilyError(
+            f"packed mask file cannot be read: {str(error)[:160]}",
+            where=str(path),
+            fix="copy it again, or store the masks as safetensors, one file per task",
+        ) from error

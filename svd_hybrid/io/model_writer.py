@@ -7,14 +7,15 @@ stopped leaves the target as it was.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from svd_hybrid.errors import StorageError
+from svd_hybrid.errors import StorageError, UsageError
 from svd_hybrid.io.safetensors_writer import SafetensorsWriter
 from svd_hybrid.io.staging import is_empty_folder, staged_directory, staged_file
 from svd_hybrid.io.tensors import TensorInfo
@@ -49,7 +50,7 @@ def check_free(path: Path, overwrite: bool) -> None:
         StorageError: the target exists and `overwrite` is off, or its parent does not exist. An
             empty folder is not in the way.
     """
-    if path.exists() and not overwrite and not is_empty_folder(path):
+    if os.path.lexists(path) and not overwrite and not is_empty_folder(path):
         raise StorageError(
             "output exists", where=str(path), fix="choose another path, or pass --overwrite"
         )
@@ -59,6 +60,23 @@ def check_free(path: Path, overwrite: bool) -> None:
             where=str(path.absolute().parent),
             fix="create it first",
         )
+
+
+def protect_inputs(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output that would replace what the run reads.
+
+    Raises:
+        UsageError: the output is an input, or a folder that holds one.
+    """
+    targets = {output.absolute(), output.resolve()}
+    for path in inputs:
+        for source in (path.absolute(), path.resolve()):
+            if not targets.isdisjoint((source, *source.parents)):
+                raise UsageError(
+                    "output would replace an input of this run",
+                    where=str(path),
+                    fix="choose another output path",
+                )
 
 
 def write_model(

@@ -53,6 +53,10 @@ def open_checkpoint(path: Path) -> CheckpointReader:
         raise StorageError(
             "checkpoint does not exist", where=str(path), fix="check the path and its spelling"
         )
+    if not path.is_dir() and not path.is_file():
+        raise StorageError(
+            "checkpoint is neither a file nor a folder", where=str(path), fix="write it to a file"
+        )
     try:
         return _open_folder(path) if path.is_dir() else _open_file(path)
     except PermissionError as error:
@@ -66,8 +70,10 @@ def _open_file(path: Path) -> CheckpointReader:
     from svd_hybrid.io.torch_reader import TorchReader
 
     with path.open("rb") as file:
-        start = file.read(len(ZIP_MAGIC))
-    if start.startswith((PICKLE_MAGIC, ZIP_MAGIC)):
+        start = file.read(9)
+    header_bytes = int.from_bytes(start[:8], "little")  # one in 32 begins like a pickle
+    is_safetensors = start[8:] == b"{" and header_bytes < path.stat().st_size
+    if start.startswith((PICKLE_MAGIC, ZIP_MAGIC)) and not is_safetensors:
         return TorchReader(path)
     return SafetensorsReader(path)
 
@@ -120,7 +126,13 @@ class ShardedReader:
                 raise UnsafeError(
                     "index names a file outside its folder", where=f"{index}: {file_name!r}"
                 )
-            shards[file_name] = open_checkpoint(path / file_name)
+            if not (path / file_name).is_file():
+                raise FamilyError(
+                    f"index names a shard that is missing: {file_name!r}",
+                    where=str(index),
+                    fix="download the checkpoint again, whole",
+                )
+            shards[file_name] = _open_file(path / file_name)
         self._shard_of = {name: shards[file_name] for name, file_name in weight_map.items()}
         absent = [n for n, shard in self._shard_of.items() if n not in shard.infos]
         unlisted = [
@@ -132,8 +144,8 @@ class ShardedReader:
         if absent or unlisted:
             raise FamilyError(
                 "index and shards disagree"
-                + (f"; not in their shard: {shorten(absent)}" if absent else "")
-                + (f"; not in the index: {shorten(unlisted)}" if unlisted else ""),
+                + (f"; not in their shard: {shorten(absent, 2)}" if absent else "")
+                + (f"; not in the index: {shorten(unlisted, 2)}" if unlisted else ""),
                 where=str(index),
                 fix="download the checkpoint again, whole",
             )

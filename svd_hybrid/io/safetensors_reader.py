@@ -26,7 +26,7 @@ class SafetensorsReader:
             self._file = cast("Any", safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise FamilyError(
-                f"file is neither safetensors nor a torch checkpoint: {error}",
+                f"file is neither safetensors nor a torch checkpoint: {str(error)[:160]}",
                 where=str(path),
                 fix="pass a .safetensors, .pt, .pth or .bin file, or a folder that holds one",
             ) from error

@@ -74,23 +74,32 @@ def _storage_errors(target: Path) -> Iterator[None]:
 
 
 def _replace(staged: Path, target: Path, overwrite: bool) -> None:
-    """Rename `staged` to `target`; an existing target steps aside first and is then removed."""
-    if not target.exists() and not target.is_symlink():
-        staged.rename(target)
-    elif is_empty_folder(target) and staged.is_dir():
-        staged.rename(target)  # a rename replaces an empty directory
+    """Rename `staged` to `target`; what is there is kept until its successor is in place."""
+    if not os.path.lexists(target) or (is_empty_folder(target) and staged.is_dir()):
+        staged.rename(target)  # which replaces an empty directory
     elif not overwrite:
         raise StorageError(
             "output appeared while this run was writing", where=str(target), fix="pass --overwrite"
         )
-    elif target.is_dir() and not target.is_symlink():
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    elif staged.is_file() and (target.is_symlink() or not target.is_dir()):
+        staged.replace(target)
+    else:
+        _exchange(staged, target)
+    _sync_directory(target.parent)
+
+
+def _exchange(staged: Path, target: Path) -> None:
+    """Where no single rename can replace: `target` steps aside and comes back on failure."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    try:
         target.rename(aside / target.name)
         staged.rename(target)
+    except BaseException:
+        if not os.path.lexists(target):
+            (aside / target.name).rename(target)
         shutil.rmtree(aside, ignore_errors=True)
-    else:
-        staged.replace(target)
-    _sync_directory(target.parent)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def is_empty_folder(path: Path) -> bool:

@@ -32,7 +32,7 @@ class TorchReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = (path,)
-        self._tensors = _state_dict(_load(path), path)
+        self._tensors = _state_dict(load_torch(path), path)
         self.infos = {name: info_of(tensor) for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> Tensor:
@@ -40,13 +40,22 @@ class TorchReader:
         return self._tensors[name].detach().contiguous()
 
 
-def _load(path: Path) -> Any:
-    with path.open("rb") as file:
-        zipped = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+def load_torch(path: Path) -> Any:
+    """Whatever torch.save wrote, as long as it is tensors and plain containers.
+
+    Raises:
+        UnsafeError: loading would need more than that.
+        FamilyError: the file is damaged.
+    """
     try:
-        with warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch warns of is an error below, or is loaded
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            mapped = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+            file.seek(0)
+            source: Any = path
+            if path.suffix == ".safetensors":  # by which torch would judge it, not by its content
+                source, mapped = file, False
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         raise _unsafe(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Literal
 
 from svd_hybrid.errors import ParameterError
@@ -74,7 +75,7 @@ def combine_masks(masks: list[Tensor], params: SvdHybridParams) -> Tensor:
     needed = {
         "union": 1,
         "intersection": len(masks),
-        "majority": max(1, math.ceil(params.majority_threshold * len(masks))),
+        "majority": next(v for v in count(1) if v / len(masks) >= params.majority_threshold),
     }[params.mask_strategy]
     return votes >= needed
 

@@ -101,7 +101,8 @@ class ReproducibleProduct:
             exponents = self._right_exponents[:, first:last]
             right_limbs = self._split(self.right[:, first:last], exponents)
             scale = power_of_two(left_exponents + exponents - 2 * self.bits)
-            out[:, first:last] = self._multiply(left_limbs, right_limbs).mul_(scale)
+            product = self._multiply(left_limbs, right_limbs).mul_(scale)
+            out[:, first:last] = product.add_(0.0)  # some BLAS kernels give -0 where others give 0
         return out
 
     def _split(self, x: Tensor, exponents: Tensor) -> list[Tensor]:

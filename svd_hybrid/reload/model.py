@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.verify import VerifyReport, verify
 from svd_hybrid.io.reader import open_checkpoint
-from svd_hybrid.reload.run import Rebuilder, delta_tensor, select
+from svd_hybrid.reload.rebuild import Rebuilder, delta_tensor
+from svd_hybrid.reload.selection import select
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,4 @@
-"""From exceptions to one clear message and the right exit code."""
+"""From exceptions to one clear message and the right exit code, for every entry point."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ def run_guarded(body: Callable[[], object], argv: list[str]) -> int:
         result = body()
     except SvdhError as error:
         return _report(error.what, error.where, error.fix, error.exit_code, as_json, debug)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return USAGE
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "svdh"
         message = error.format_message().rstrip(".")

@@ -1,0 +1,188 @@
+"""Write the golden artifacts of format version 1: tiny, committed, read by every later release.
+
+    python scripts/make_golden.py [--out artifacts] [--overwrite]
+
+Makes `golden-base/model.safetensors`, the artifacts `golden-v1-hybrid` (as a default run with masks
+and a noise region stores things) and `golden-v1-hybrid-tasks` (the original layout, float32 parts),
+and `expected.json`: the digest of every rebuilt tensor. Between them they hold every codec and every
+operation of the format.
+
+All weights are multiples of 1/64 drawn with Python's own generator, so the family is the same
+everywhere; only the eigenvectors inside the artifacts depend on the machine that made them.
+What is committed is never made anew: it is what proves that old artifacts stay readable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import svd_hybrid
+from svd_hybrid.errors import StorageError
+from svd_hybrid.io.tensors import tensor_digest
+
+SEED = 20250601
+UNIT = 64
+TASKS = ("alpha", "beta", "gamma")
+FLOATS: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+    "block.conv.weight": ((4, 3, 2, 2), torch.float32),
+    "block.norm.running_mean": ((6,), torch.float32),
+    "block.norm.running_var": ((6,), torch.float32),
+    "block.norm.weight": ((6,), torch.float16),
+    "embed.weight": ((9, 5), torch.bfloat16),
+    "frozen.weight": ((2, 3), torch.float16),
+    "proj.weight": ((6, 11), torch.float32),
+    "temperature": ((), torch.float32),
+}
+MASKED = ("block.conv.weight", "proj.weight")
+ARTIFACTS: dict[str, dict[str, Any]] = {
+    "golden-v1-hybrid": {
+        "model": "golden",
+        "missing_mask": "ignore",
+        "include_noise": True,
+        "scaling": 0.75,
+        "max_rank": 2,
+    },
+    "golden-v1-hybrid-tasks": {
+        "model": "golden",
+        "missing_mask": "ignore",
+        "include_noise": True,
+        "noise_shrink": 0.25,
+        "basis": "tasks",
+        "fp16": False,
+        "low_bits": 3,
+        "max_rank": 1,
+        "weighting": "cluster",
+    },
+}
+EXTRAPOLATED = {"alpha": 1.5, "beta": -0.75, "gamma": 0.0}
+SELECTIONS: dict[str, dict[str, Any]] = {
+    "merged": {},
+    **{task: {"task": task} for task in TASKS},
+    "extrapolated": {"weights": EXTRAPOLATED},
+}
+
+
+class Family:
+    """Base, tasks and masks, the same on every machine."""
+
+    def __init__(self) -> None:
+        self._random = random.Random(SEED)
+        self.base: dict[str, Tensor] = {
+            name: self._numbers(shape, 3 * UNIT).to(dtype)
+            for name, (shape, dtype) in FLOATS.items()
+        }
+        self.base["block.norm.running_var"].abs_()
+        self.base["proj.weight"][0, :4] = -0.0
+        self.base["head.weight"] = self.base["embed.weight"].clone()
+        self.base["block.norm.num_batches_tracked"] = torch.tensor(1000)
+        self.base["position_ids"] = torch.arange(5, dtype=torch.int32)
+        self.base["mirror"] = torch.tensor([True, False, True])
+        self.tasks = {task: self._tuned() for task in TASKS}
+        self.masks = {task: self._masks() for task in TASKS}
+
+    def _numbers(self, shape: tuple[int, ...], largest: int) -> Tensor:
+        """Multiples of 1/UNIT, at most largest/UNIT in magnitude."""
+        drawn = [self._random.randint(-largest, largest) for _ in range(math.prod(shape))]
+        return (torch.tensor(drawn, dtype=torch.float32) / UNIT).reshape(shape)
+
+    def _tuned(self) -> dict[str, Tensor]:
+        tuned = dict(self.base)
+        for name, (shape, dtype) in FLOATS.items():
+            if name == "frozen.weight":
+                continue
+            change = self._numbers(shape, UNIT)
+            if len(shape) > 1:  # a spectrum worth a basis: every row half of the one above it
+                change *= (0.5 ** torch.arange(shape[0])).reshape(-1, *[1] * (len(shape) - 1))
+            if name == "proj.weight":
+                change[0, :2] = 0
+            tuned[name] = (self.base[name].float() + change).to(dtype)
+        tuned["block.norm.running_var"].abs_()
+        tuned["head.weight"] = tuned["embed.weight"].clone()
+        return tuned
+
+    def _masks(self) -> dict[str, Tensor]:
+        return {name: self._numbers(FLOATS[name][0], UNIT) > 0.5 for name in MASKED}
+
+
+def write_base(folder: Path, family: Family) -> Path:
+    """The base checkpoint; returns its path."""
+    path = folder / "golden-base" / "model.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    save_file(family.base, path)
+    return path
+
+
+def write_artifacts(folder: Path, family: Family, base: Path, *, overwrite: bool) -> None:
+    """Compress the family once for every entry of ARTIFACTS."""
+    with tempfile.TemporaryDirectory() as scratch:
+        sources = {task: Path(scratch) / f"{task}.safetensors" for task in TASKS}
+        masks = Path(scratch) / "masks"
+        masks.mkdir()
+        for task, path in sources.items():
+            save_file(family.tasks[task], path)
+            save_file(family.masks[task], masks / f"{task}_mask.safetensors")
+        for name, parameters in ARTIFACTS.items():
+            svd_hybrid.compress(
+                base,
+                sources,
+                folder / name,
+                mask_dir=masks,
+                overwrite=overwrite,
+                **parameters,
+            )
+
+
+def digests(artifact: Path, base: Path) -> dict[str, Any]:
+    """What the artifact gives: its id, and a digest per selection and tensor."""
+    opened = svd_hybrid.Artifact.open(artifact)
+    rebuilt: Mapping[str, dict[str, str]] = {
+        label: {
+            name: tensor_digest(tensor) for name, tensor in opened.iter_tensors(base, **selection)
+        }
+        for label, selection in SELECTIONS.items()
+    }
+    return {"artifact_id": opened.id, "tensors": rebuilt}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write everything; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    root = Path(__file__).resolve().parents[1]
+    parser.add_argument("--out", type=Path, default=root / "artifacts", help="target folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    arguments = parser.parse_args(argv)
+    out: Path = arguments.out
+    expected = out / "expected.json"
+    if expected.exists() and not arguments.overwrite:
+        raise StorageError(
+            "golden artifacts are there already, and are never made anew",
+            where=str(expected),
+            fix="write to another folder with --out, and compare",
+        )
+    out.mkdir(exist_ok=True)
+    family = Family()
+    base = write_base(out, family)
+    write_artifacts(out, family, base, overwrite=arguments.overwrite)
+    record = {name: digests(out / name, base) for name in ARTIFACTS}
+    record |= {"extrapolated": EXTRAPOLATED}
+    expected.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Reading artifacts in the original .pt layout, and converting them."""
