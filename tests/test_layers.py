@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "svd_hybrid"
 LAYERS = [
-    {"errors", "registry", "_callable"},
+    {"errors", "registry", "_callable", "faults", "console"},
     {"numerics"},
     {"codec"},
     {"delta"},
