@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -73,10 +74,12 @@ class HalfCodec:
         """float32; exact as long as it is a normal number, for only the exponent moves."""
         values = stored_array(arrays, "values", shape, [torch.float16])
         exponent = stored_exponents(arrays, "exponent", shape[0])
-        out = torch.empty(shape, dtype=torch.float32)
-        for index in range(shape[0]):
-            wide = values[index].to(torch.float64)
-            out[index] = wide.mul_(per_slice(exponent[index : index + 1], wide))
+        out = values.to(torch.float32)
+        for index, e in enumerate(exponent.tolist()):
+            if -126 <= e <= 127:  # 2**e is a float32, so nothing wider is needed
+                out[index] *= math.ldexp(1.0, e)
+            else:
+                out[index] = values[index].to(torch.float64) * math.ldexp(1.0, e)
         return out
 
     def layout(self, shape: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:

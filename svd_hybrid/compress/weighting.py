@@ -24,6 +24,9 @@ FLAT_SPREAD = 0.02
 """Weights within 2 % of uniform are called flat: the temperature then drowns the accuracies."""
 KMEANS_RESTARTS = 10
 KMEANS_SEED = 42
+EMBEDDING_NOISE = 2.0**-40
+EMBEDDING_GRID = 2.0**-30
+"""Equal tasks must be equal points: what rounding leaves between them is no distance to cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,9 @@ def kmeans_on_gram(gram: Tensor, clusters: int) -> list[int]:
     norms = gram.diagonal().clamp_min(0).sqrt()
     inverse = torch.where(norms > 0, 1 / torch.where(norms > 0, norms, 1.0), 0.0)
     energies, vectors = torch.linalg.eigh(gram * inverse.outer(inverse))
-    points: np.ndarray[Any, Any] = (vectors * energies.clamp_min(0).sqrt()).numpy()
+    energies = torch.where(energies > EMBEDDING_NOISE * energies.amax(), energies, 0.0)
+    grid = (vectors * energies.sqrt() / EMBEDDING_GRID).round() * EMBEDDING_GRID
+    points: np.ndarray[Any, Any] = grid.numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters
         labels = (

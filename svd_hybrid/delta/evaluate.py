@@ -112,7 +112,10 @@ def _leaf(parts: PartSource, part: str, mix: Mix) -> Tensor:
     if list(mix.weights.values()) == [1.0]:
         return _numbers(parts, part, next(iter(mix.weights)))
     terms = ((weight, _numbers(parts, part, task)) for task, weight in mix.weights.items())
-    return weighted_sum(terms).to(torch.float32)
+    mixed = weighted_sum(terms).to(torch.float32)
+    if not bool(torch.isfinite(mixed).all()):
+        raise ArtifactError(f"part {part!r} leaves float32", fix="pass smaller weights")
+    return mixed
 
 
 def _numbers(parts: PartSource, part: str, task: int | None) -> Tensor:

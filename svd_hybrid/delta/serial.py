@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any, assert_never
 
 from svd_hybrid.delta.expr import Dense, Expr, Flat, LowRank, Masked, Scale, Scattered, Sum
@@ -72,7 +72,7 @@ def expr_from_json(record: Any, depth: int = 0) -> Expr:
         case {"op": "flat", "inner": inner, **rest} if not rest:
             return Flat(expr_from_json(inner, depth + 1))
         case {"op": "scale", "factor": float(factor) | int(factor), "inner": inner, **rest} if (
-            not rest and type(factor) is not bool and math.isfinite(factor)
+            not rest and type(factor) is not bool and abs(factor) <= sys.float_info.max
         ):
             return Scale(float(factor), expr_from_json(inner, depth + 1))
         case {"op": "sum", "terms": list(terms), **rest} if not rest:

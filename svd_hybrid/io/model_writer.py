@@ -121,6 +121,7 @@ def _write_file(path: Path, infos: Mapping[str, TensorInfo], stream: TensorStrea
     with SafetensorsWriter(path, infos, HF_METADATA) as writer:
         for name, tensor in stream(writer.order):
             writer.write(name, tensor)
+            del tensor  # before the next one is made
 
 
 def _write_torch(path: Path, state: dict[str, Tensor]) -> None:

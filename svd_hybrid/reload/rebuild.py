@@ -75,33 +75,33 @@ class Rebuilder:
         check_tensor(record, base, self.base.path)
         dtype = DTYPES[self.dtype] if self.dtype and base.is_floating_point() else base.dtype
         delta = selected_delta(self.artifact, record, self.selection)
-        if delta is None:
-            if dtype == base.dtype:
-                return base.clone()
-            return self._checked(round_once(base.to(torch.float64), dtype), name)
+        if delta is None and dtype == base.dtype:
+            return base.clone()
         rows, columns = matrix_shape(record.shape)
         start = base.reshape(rows, columns)
         out = torch.empty((rows, columns), dtype=dtype)
         step = max(1, BLOCK_SCALARS // max(columns, 1))
         for first in range(0, rows, step):
             last = min(first + step, rows)
-            change = delta.rows(first, last)
-            change.masked_fill_(change == 0, -0.0)  # x + -0.0 is x, to the sign of a zero
-            block = start[first:last].to(torch.float64) + change
-            if record.buffer and name.endswith("running_var"):
-                block.masked_fill_(block < 0, 0.0)  # a variance stays one, whatever the weights
+            block = start[first:last].to(torch.float64)
+            if delta is not None:
+                change = delta.rows(first, last)
+                change.masked_fill_(change == 0, -0.0)  # x + -0.0 is x, to the sign of a zero
+                block = block + change
+                if record.buffer and name.endswith("running_var"):
+                    block.masked_fill_(block < 0, 0.0)  # a variance stays one, for any weights
             out[first:last] = round_once(block, dtype)
-        return self._checked(out.reshape(record.shape), name)
+            self._check_fits(out[first:last], name)
+        return out.reshape(record.shape)
 
-    def _checked(self, tensor: Tensor, name: str) -> Tensor:
-        if not bool(torch.isfinite(tensor).all()):
+    def _check_fits(self, block: Tensor, name: str) -> None:
+        if not bool(torch.isfinite(block).all()):
             fault = ArtifactError if self.dtype is None else UsageError
             raise fault(
-                f"rebuilt tensor does not fit {tensor.dtype}: it would hold infinity",
+                f"rebuilt tensor does not fit {block.dtype}: it would hold infinity",
                 where=f"tensor {name!r}, {self.selection.label}",
                 fix="pass --dtype F32, or smaller weights",
             )
-        return tensor
 
 
 def selected_delta(

@@ -115,8 +115,8 @@ def run_reload(
 
     def stream(names: list[str]) -> Iterator[tuple[str, Tensor]]:
         nonlocal done
-        for name, tensor in rebuilder.stream(names):
-            yield name, tensor
+        for name in names:
+            yield name, rebuilder.tensor(name)
             done += 1
             if progress:
                 progress("reload", done, len(infos))

@@ -58,7 +58,9 @@ def select(
         given = _weights_in_order(manifest, weights)
         return _linear("given weights", given, 1.0)
     chosen = manifest.merge(merge)
-    return _linear(f"merge {merge or manifest.default_merge}", list(chosen.weights), chosen.scaling)
+    numbers = [float(weight) for weight in chosen.weights]  # JSON may hold integers
+    label = f"merge {merge or manifest.default_merge}"
+    return _linear(label, numbers, float(chosen.scaling))
 
 
 def _weights_in_order(manifest: Manifest, weights: Mapping[str, float]) -> list[float]:

@@ -1,0 +1,487 @@
+"""A reader of artifact format version 1, written from FORMAT.md alone with NumPy.
+
+It imports nothing of svd_hybrid and is short rather than fast. The test suite compares every bit
+that svd_hybrid rebuilds with what this reader makes of the same artifact.
+
+    python minimal_reader.py ARTIFACT BASE.safetensors [TASK]      # prints one digest per tensor
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
+SIZES |= {"BOOL": 1}
+STORED = {"F32": "<f4", "F16": "<f2", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
+PATH = re.compile(r"(?:basis|coeffs|masks)/[0-9a-f]{64}\.safetensors")
+DOCUMENTS = {"config.json", "weights.json", "clusters.json", "diagnostics.json", "README.md"}
+
+
+class DamagedError(Exception):
+    """Malformed, inconsistent, incomplete or altered."""
+
+
+class WrongBaseError(Exception):
+    """The base is not the one the artifact was made from."""
+
+
+class UnknownError(Exception):
+    """Needs something this reader lacks."""
+
+
+class UnsafeError(Exception):
+    """Names a path outside the format."""
+
+
+def require(truth: bool, what: str, kind: type[Exception] = DamagedError) -> None:
+    if not truth:
+        raise kind(what)
+
+
+# --- section 3: JSON -----------------------------------------------------------------------------
+
+
+def parse_json(data: bytes) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        require(len(dict(pairs)) == len(pairs), "a key appears twice")
+        return dict(pairs)
+
+    def refuse(name: str) -> None:
+        raise DamagedError(name)
+
+    try:
+        return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse)
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
+
+
+# --- section 7: shards, and the base, which is a safetensors file too -----------------------------
+
+
+@dataclass
+class Entry:
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+def read_safetensors(data: bytes) -> dict[str, Entry]:
+    require(len(data) >= 8, "file is too short")
+    start = 8 + int.from_bytes(data[:8], "little")
+    require(start <= len(data), "header is cut short")
+    header = parse_json(data[8:start])
+    entries, spans = {}, []
+    for name, record in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = record["data_offsets"]
+        size = math.prod(record["shape"]) * SIZES[record["dtype"]]
+        require(0 <= begin <= end and end - begin == size, f"offsets of {name}")
+        shape = tuple(record["shape"])
+        entries[name] = Entry(record["dtype"], shape, data[start + begin : start + end])
+        spans.append((begin, end))
+    position = 0
+    for begin, end in sorted(spans):
+        require(begin == position, "gap or overlap")
+        position = end
+    require(position == len(data) - start, "data region is longer than the arrays")
+    return entries
+
+
+# --- section 5: fingerprint ----------------------------------------------------------------------
+
+
+def fingerprint(entry: Entry) -> str:
+    line = f"{entry.dtype} {','.join(str(size) for size in entry.shape)}\n"
+    return hashlib.sha256(line.encode("ascii") + entry.data).hexdigest()
+
+
+# --- section 8: codecs ---------------------------------------------------------------------------
+
+Arrays = Callable[[str], Array]
+"""Array name → its slice of one task (or of the shared part), without the axis of slices."""
+
+
+def unpack(packed: Array, bits: int, count: int) -> Array:
+    """Codes of packed rows: (…, bytes) uint8 → (…, count) integers."""
+    stream = np.unpackbits(packed, axis=-1, bitorder="little")[..., : count * bits]
+    stream = stream.reshape(*packed.shape[:-1], count, bits).astype(np.int64)
+    return (stream << np.arange(bits)).sum(axis=-1)
+
+
+def expect(array: Array, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> Array:
+    require(array.dtype in [np.dtype(STORED[d]) for d in dtypes], "array dtype")
+    require(array.shape == shape, f"array shape {array.shape}, expected {shape}")
+    return array
+
+
+def scale_of(exponent: Array) -> float:
+    e = int(expect(exponent, ("I16",), ()))
+    require(-1022 <= e <= 1022, "exponent out of range")
+    return math.ldexp(1.0, e)
+
+
+def to_float32(x: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return x.astype(np.float32)
+
+
+def decode(codec: Mapping[str, Any], arrays: Arrays, rows: int, columns: int) -> Array:
+    """One slice of a part: float32, or bool."""
+    name = codec["name"]
+    if name == "raw":
+        return expect(arrays("values"), ("F32",), (rows, columns))
+    if name == "half":
+        values = expect(arrays("values"), ("F16",), (rows, columns)).astype(np.float64)
+        return to_float32(values * scale_of(arrays("exponent")))
+    if name == "bitmask":
+        packed = expect(arrays("bits"), ("U8",), (rows, -(-columns // 8)))
+        return unpack(packed, 1, columns).astype(bool)
+    bits, group = codec["bits"], codec["group_size"]
+    lead, length = ((rows,), columns) if group else ((), rows * columns)
+    size = group or length
+    total = None
+    for stage in range(codec["stages"]):
+        groups = (*lead, -(-length // size))
+        codes = arrays(f"stage{stage}.codes")
+        codes = unpack(expect(codes, ("U8",), (*lead, -(-length * bits // 8))), bits, length)
+        step = expect(arrays(f"stage{stage}.step"), (codec["step"],), groups).astype(np.float64)
+        zero = expect(arrays(f"stage{stage}.zero"), ("I8", "I16", "I32"), groups).astype(np.int64)
+        which = np.arange(length) // size
+        term = (codes - zero[..., which]).astype(np.float64) * step[..., which]
+        term = term * scale_of(arrays(f"stage{stage}.exponent"))
+        total = term if total is None else total + term
+    assert total is not None
+    return to_float32(total).reshape(rows, columns)
+
+
+PARAMETERS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "raw": {},
+    "half": {},
+    "bitmask": {},
+    "residual-affine": {
+        "bits": lambda x: type(x) is int and 1 <= x <= 8,
+        "stages": lambda x: type(x) is int and 1 <= x <= 16,
+        "group_size": lambda x: type(x) is int and 0 <= x <= 1048576,
+        "step": lambda x: x in ("F16", "F32"),
+    },
+}
+
+
+def check_codec(codec: Mapping[str, Any]) -> None:
+    known = codec.get("name") in PARAMETERS and codec.get("version") == 1
+    require(known, f"codec {codec.get('name')} version {codec.get('version')}", UnknownError)
+    rules = PARAMETERS[codec["name"]]
+    require(set(codec) == {"name", "version", *rules}, "codec parameters")
+    require(all(rule(codec[key]) for key, rule in rules.items()), "codec parameters")
+
+
+# --- section 9: expressions ----------------------------------------------------------------------
+
+
+class Parts:
+    """The parts of one tensor, and the selection they are read for."""
+
+    def __init__(
+        self,
+        records: Mapping[str, Any],
+        read: Callable[[str, int], Array],
+        weights: Mapping[int, float],
+    ) -> None:
+        self.records = records
+        self.read = read
+        self.weights = weights
+        self.total = math.fsum(weights.values())
+
+    def record(self, part: str, shape: tuple[int, int]) -> Any:
+        require(part in self.records, f"part {part} is not stored")
+        record = self.records[part]
+        require((record["rows"], record["columns"]) == shape, f"part {part} does not fit")
+        return record
+
+    def leaf(self, part: str, shape: tuple[int, int]) -> tuple[Array, bool]:
+        """Float32 numbers, and whether the part is stacked."""
+        stacked = self.record(part, shape)["stacked"]
+        if not stacked:
+            values = self.read(part, 0)
+            require(values.dtype != bool, f"part {part} is a mask")
+            return values, False
+        total = None
+        for task in sorted(self.weights):
+            values = self.read(part, task)
+            require(values.dtype != bool, f"part {part} is a mask")
+            term = values.astype(np.float64) * self.weights[task]
+            total = term if total is None else total + term
+        assert total is not None
+        mixed = to_float32(total)
+        require(bool(np.isfinite(mixed).all()), f"part {part} leaves float32")
+        return mixed, True
+
+    def mask(self, part: str, shape: tuple[int, int], inside: bool) -> Array:
+        require(not self.record(part, shape)["stacked"], f"mask {part} is stacked")
+        values = self.read(part, 0)
+        require(values.dtype == bool, f"part {part} is no mask")
+        return values == inside
+
+
+KEYS = {
+    "dense": {"part"},
+    "low-rank": {"left", "right", "limbs"},
+    "masked": {"mask", "inside", "inner"},
+    "scattered": {"mask", "inside", "inner"},
+    "flat": {"inner"},
+    "scale": {"factor", "inner"},
+    "sum": {"terms"},
+}
+
+
+def evaluate(node: Any, parts: Parts, shape: tuple[int, int], depth: int = 0) -> Array:
+    """The delta, float64."""
+    require(isinstance(node, dict) and isinstance(node.get("op"), str), "no operation")
+    op = node["op"]
+    require(op in KEYS, f"operation {op}", UnknownError)
+    require(set(node) == {"op", *KEYS[op]}, f"keys of {op}")
+    require(depth <= 16, "nested too deep")
+
+    def inner(wanted: tuple[int, int]) -> Array:
+        return evaluate(node["inner"], parts, wanted, depth + 1)
+
+    if op == "dense":
+        values, stacked = parts.leaf(node["part"], shape)
+        wide = values.astype(np.float64)
+        return wide if stacked else wide * parts.total
+    if op == "low-rank":
+        require(type(node["limbs"]) is int and node["limbs"] in (1, 2), "limbs")
+        require(node["left"] in parts.records, "left is not stored")
+        rank = parts.records[node["left"]]["rows"]
+        left, left_stacked = parts.leaf(node["left"], (rank, shape[0]))
+        right, right_stacked = parts.leaf(node["right"], (rank, shape[1]))
+        require(not (left_stacked and right_stacked), "product of two stacked parts")
+        delta = exact_product(left, right, node["limbs"])
+        return delta if left_stacked or right_stacked else delta * parts.total
+    if op in ("masked", "scattered"):
+        require(type(node["inside"]) is bool, "inside")
+        selected = parts.mask(node["mask"], shape, node["inside"])
+        delta = np.zeros(shape)
+        if op == "masked":
+            delta[selected] = inner(shape)[selected]
+        else:
+            delta[selected] = inner((int(selected.sum()), 1))[:, 0]
+        return delta
+    if op == "flat":
+        return inner((shape[0] * shape[1], 1)).reshape(shape)
+    if op == "scale":
+        factor = node["factor"]
+        require(type(factor) in (int, float) and math.isfinite(factor), "factor")
+        return inner(shape) * float(factor)
+    require(isinstance(node["terms"], list), "terms")
+    delta = np.zeros(shape)
+    for index, term in enumerate(node["terms"]):
+        value = evaluate(term, parts, shape, depth + 1)
+        delta = value if index == 0 else delta + value
+    return delta
+
+
+def exponents_above(x: Array) -> Array:
+    """E of the largest magnitude of each column."""
+    return np.frexp(np.abs(x.astype(np.float64)).max(axis=0))[1].astype(np.int64)
+
+
+def exact_product(left: Array, right: Array, limbs: int) -> Array:
+    """Leftᵀ · right; in integers, so that there is nothing to believe about float summation."""
+    rank = left.shape[0]
+    bits = min(24, (53 - (rank - 1).bit_length()) // 2)
+    e, f = exponents_above(left), exponents_above(right)
+
+    def grids(x: Array, exponents: Array) -> tuple[Array, Array]:
+        scaled = np.ldexp(x.astype(np.float64), bits - exponents)
+        first = np.rint(scaled)
+        second = np.rint((scaled - first) * 2.0**bits)
+        return first.astype(np.int64), second.astype(np.int64)
+
+    (a0, a1), (b0, b1) = grids(left, e), grids(right, f)
+    product = (a0.T @ b0).astype(np.float64)
+    if limbs == 2:
+        product = product + (a0.T @ b1 + a1.T @ b0).astype(np.float64) * 2.0**-bits
+    return np.ldexp(product, e[:, None] + f[None, :] - 2 * bits)
+
+
+# --- section 10: selections ----------------------------------------------------------------------
+
+
+@dataclass
+class Selection:
+    ordinary: dict[int, float]
+    buffer: dict[int, float]
+    blend: bool
+
+
+def select(
+    manifest: Mapping[str, Any],
+    task: str | None = None,
+    weights: Mapping[str, float] | None = None,
+    merge: str | None = None,
+) -> Selection:
+    tasks = manifest["tasks"]
+    if task is not None:
+        only = {tasks.index(task): 1.0}
+        return Selection(only, only, blend=False)
+    if weights is not None:
+        require(set(weights) == set(tasks), "weights name other tasks")
+        given, scaling = [float(weights[name]) for name in tasks], 1.0
+    else:
+        record = manifest["merges"][merge or manifest["default_merge"]]
+        given, scaling = [float(w) for w in record["weights"]], float(record["scaling"])
+    total = math.fsum(given)
+    average = [w / total if total else 1.0 / len(given) for w in given]
+    return Selection(
+        {t: w * scaling for t, w in enumerate(given) if w * scaling != 0},
+        {t: w for t, w in enumerate(average) if w != 0},
+        blend=True,
+    )
+
+
+# --- section 11: the last step -------------------------------------------------------------------
+
+SIGNIFICAND = {"F16": (11, -14, 16), "BF16": (8, -126, 128), "F32": (24, -126, 128)}
+"""Bits of the significand, smallest normal exponent, first power of two out of range."""
+
+
+def to_float64(entry: Entry) -> Array:
+    if entry.dtype == "BF16":
+        words = np.frombuffer(entry.data, "<u2").astype(np.uint32) << 16
+        return words.view(np.float32).astype(np.float64)
+    formats = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+    return np.frombuffer(entry.data, formats[entry.dtype]).astype(np.float64)
+
+
+def round_to(x: Array, dtype: str) -> bytes:
+    """Each number rounded once to `dtype`, nearest even; refuses what is out of range."""
+    require(bool(np.isfinite(x).all()), "result is not finite")
+    if dtype == "F64":
+        return x.astype("<f8").tobytes()
+    digits, smallest, limit = SIGNIFICAND[dtype]
+    exponent = np.maximum(np.frexp(x)[1] - 1, smallest)
+    unit = np.ldexp(1.0, exponent - (digits - 1))
+    rounded = np.rint(x / unit) * unit  # x / unit and the product are exact
+    require(bool((np.abs(rounded) < 2.0**limit).all()), f"result is beyond {dtype}")
+    if dtype == "F16":
+        return rounded.astype("<f2").tobytes()
+    narrow = rounded.astype("<f4")
+    if dtype == "F32":
+        return narrow.tobytes()
+    return (narrow.view("<u4") >> 16).astype("<u2").tobytes()
+
+
+def last_step(base: Array, delta: Array, dtype: str, *, variance: bool) -> bytes:
+    y = np.where(delta == 0, base, base + delta)
+    if variance:
+        y = np.where(y < 0, 0.0, y)
+    return round_to(y, dtype)
+
+
+# --- section 12: reading -------------------------------------------------------------------------
+
+
+class Artifact:
+    """An artifact directory, opened and checked as far as its manifest goes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = parse_json((folder / "manifest.json").read_bytes())
+        require(self.manifest.get("format") == "svdh-artifact", "no svdh manifest")
+        require(self.manifest.get("format_version") == 1, "format version", UnknownError)
+        for codec in self.manifest["codecs"]:
+            check_codec(codec)
+        self.tensors = self.manifest["tensors"]
+        names = [tensor["name"] for tensor in self.tensors]
+        require(names == sorted(set(names)), "tensors out of order")
+        self.ordinals = {name: index for index, name in enumerate(names)}
+        for file in self.manifest["files"]:
+            known = file["path"] in DOCUMENTS or PATH.fullmatch(file["path"])
+            require(bool(known), file["path"], UnsafeError)
+        self.arrays: dict[str, Entry] = {}
+        for file in self.manifest["files"]:
+            if PATH.fullmatch(file["path"]):
+                self.add_shard(file)
+
+    def add_shard(self, file: Mapping[str, Any]) -> None:
+        data = (self.folder / file["path"]).read_bytes()
+        require(len(data) == file["bytes"], f"size of {file['path']}")
+        require(hashlib.sha256(data).hexdigest() == file["sha256"], f"content of {file['path']}")
+        for name, entry in read_safetensors(data).items():
+            require(name not in self.arrays, f"array {name} is stored twice")
+            self.arrays[name] = entry
+
+    def part(self, ordinal: int, part: str, task: int) -> Array:
+        """One slice of a part, decoded."""
+        record = self.tensors[ordinal]["parts"][part]
+        slices = len(self.manifest["tasks"]) if record["stacked"] else 1
+
+        def array(name: str) -> Array:
+            full = f"t{ordinal:05d}.{part}.{name}"
+            require(full in self.arrays, f"array {full} is missing")
+            entry = self.arrays[full]
+            require(entry.dtype in STORED, f"dtype of {full}")
+            require(entry.shape[:1] == (slices,), f"slices of {full}")
+            return np.frombuffer(entry.data, STORED[entry.dtype]).reshape(entry.shape)[task]
+
+        codec = self.manifest["codecs"][record["codec"]]
+        return decode(codec, array, record["rows"], record["columns"])
+
+    def rebuild(
+        self, base: Mapping[str, Entry], selection: Selection
+    ) -> Iterator[tuple[str, Entry]]:
+        """Every tensor of the result, by ascending name."""
+        require(set(base) == set(self.ordinals), "tensors of the base", WrongBaseError)
+        for record in self.tensors:
+            entry = base[record["name"]]
+            fits = (entry.dtype, list(entry.shape)) == (record["dtype"], record["shape"])
+            require(fits, f"base tensor {record['name']}", WrongBaseError)
+        for record in self.tensors:
+            entry = base[record["name"]]
+            same = fingerprint(entry) == record["sha256"]
+            require(same, f"base tensor {record['name']}", WrongBaseError)
+            yield record["name"], self.tensor(record, entry, selection)
+
+    def tensor(self, record: Mapping[str, Any], base: Entry, selection: Selection) -> Entry:
+        ordinal = self.ordinals[record.get("alias", record["name"])]
+        owner = self.tensors[ordinal]
+        expression = owner.get("task")
+        if selection.blend:
+            expression = owner.get("blend", expression)
+        weights = selection.buffer if record.get("buffer") else selection.ordinary
+        if expression is None or not weights:
+            return base
+        shape = base.shape
+        rows, columns = (
+            (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
+        )
+        parts = Parts(owner.get("parts", {}), lambda p, t: self.part(ordinal, p, t), weights)
+        delta = evaluate(expression, parts, (rows, columns)).reshape(-1)
+        variance = bool(record.get("buffer")) and record["name"].endswith("running_var")
+        data = last_step(to_float64(base), delta, base.dtype, variance=variance)
+        return Entry(base.dtype, base.shape, data)
+
+
+def main(argv: list[str]) -> None:
+    artifact = Artifact(Path(argv[0]))
+    base = read_safetensors(Path(argv[1]).read_bytes())
+    selection = select(artifact.manifest, task=argv[2] if len(argv) > 2 else None)
+    for name, entry in artifact.rebuild(base, selection):
+        print(fingerprint(entry), name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,135 @@
+"""The committed artifacts of version 1 come back to the same bits, in every later release too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import svd_hybrid
+from svd_hybrid import Artifact
+from svd_hybrid.codec import CODECS
+from svd_hybrid.delta.serial import KNOWN_OPS
+from svd_hybrid.errors import StorageError
+from svd_hybrid.io.tensors import tensor_digest
+from tests.format import minimal_reader
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "artifacts"
+BASE = GOLDEN / "golden-base" / "model.safetensors"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
+NAMES = list(EXPECTED["artifacts"])
+SELECTIONS: dict[str, dict[str, Any]] = EXPECTED["selections"]
+
+
+def digests(name: str, label: str) -> dict[str, str]:
+    wanted: dict[str, str] = EXPECTED["artifacts"][name]["tensors"][label]
+    return wanted
+
+
+def test_every_golden_artifact_is_expected():
+    folders = {path.parent.name for path in GOLDEN.glob("golden-*/manifest.json")}
+    assert folders == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_artifact_verifies_with_its_base(name):
+    opened = Artifact.open(GOLDEN / name)
+    report = opened.verify(BASE)
+    assert report.problems == []
+    assert report.tensors == 12
+    assert opened.id == EXPECTED["artifacts"][name]["artifact_id"]
+    assert opened.tasks == ("alpha", "beta", "gamma")
+
+
+@pytest.mark.parametrize("label", SELECTIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_artifact_reloads_to_the_stored_digests(name, label, tmp_path):
+    out = tmp_path / "out.safetensors"
+    svd_hybrid.reload(GOLDEN / name, BASE.parent, out, **SELECTIONS[label])
+    rebuilt = {tensor: tensor_digest(values) for tensor, values in load_file(out).items()}
+    assert rebuilt == digests(name, label)
+
+
+@pytest.mark.parametrize("label", SELECTIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_independent_reader_gives_the_stored_digests(name, label):
+    opened = minimal_reader.Artifact(GOLDEN / name)
+    base = minimal_reader.read_safetensors(BASE.read_bytes())
+    selection = minimal_reader.select(opened.manifest, **SELECTIONS[label])
+    stream = opened.rebuild(base, selection)
+    rebuilt = {tensor: minimal_reader.fingerprint(entry) for tensor, entry in stream}
+    assert rebuilt == digests(name, label)
+
+
+def test_the_independent_reader_runs_as_a_program(capsys):
+    minimal_reader.main([str(GOLDEN / NAMES[0]), str(BASE), "beta"])
+    lines = capsys.readouterr().out.splitlines()
+    assert dict(reversed(line.split(" ", 1)) for line in lines) == digests(NAMES[0], "beta")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_tasks_are_close_to_the_fine_tunes_they_came_from(name):
+    family = make_golden().Family()
+    base = load_file(BASE)
+    for task, tuned in family.tasks.items():
+        for tensor, values in Artifact.open(GOLDEN / name).iter_tensors(BASE, task=task):
+            delta = tuned[tensor].double() - base[tensor].double()
+            error = (values.double() - tuned[tensor].double()).norm()
+            assert float(error) <= 0.02 * float(delta.norm()), f"{task} {tensor}"
+
+
+def test_untouched_negative_zeros_come_back():
+    for name in NAMES:
+        rows = dict(Artifact.open(GOLDEN / name).iter_tensors(BASE))["embed.weight"][7:9]
+        assert bool(((rows == 0) & torch.signbit(rows)).all())
+
+
+def operations(expression: Any) -> set[str]:
+    if isinstance(expression, list):
+        return set().union(*map(operations, expression))
+    if not isinstance(expression, dict):
+        return set()
+    return {expression["op"]}.union(*map(operations, expression.values()))
+
+
+def test_golden_artifacts_hold_every_codec_and_operation():
+    codecs, ops, limbs = set(), set(), set()
+    for name in NAMES:
+        text = (GOLDEN / name / "manifest.json").read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        codecs |= {codec["name"] for codec in manifest["codecs"]}
+        limbs |= {value for value in (1, 2) if f'"limbs":{value}' in text}
+        for tensor in manifest["tensors"]:
+            ops |= operations(tensor.get("task", [])) | operations(tensor.get("blend", []))
+    assert codecs == set(CODECS)
+    assert ops == set(KNOWN_OPS)
+    assert limbs == {1, 2}
+
+
+def test_golden_files_are_small():
+    files = [path for path in GOLDEN.glob("golden-*/**/*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 100_000
+
+
+def make_golden() -> Any:
+    from scripts import make_golden as script
+
+    return script
+
+
+def test_the_script_makes_the_same_family_and_keeps_what_is_there(tmp_path):
+    script = make_golden()
+    assert script.main(["--out", str(tmp_path)]) == 0
+    made = tmp_path / "golden-base" / "model.safetensors"
+    assert made.read_bytes() == BASE.read_bytes()
+    fresh = json.loads((tmp_path / "expected.json").read_text(encoding="utf-8"))
+    assert fresh["selections"] == SELECTIONS
+    for name in fresh["artifacts"]:
+        assert set(fresh["artifacts"][name]["tensors"]["merged"]) == set(digests(name, "merged"))
+    with pytest.raises(StorageError, match="never made anew"):
+        script.main(["--out", str(tmp_path)])
