@@ -14,19 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (its customary name)
 from safetensors.torch import load_file
 from torch import Tensor
 
-from svd_hybrid.demo.tasks import TASKS, test_data
+from svd_hybrid.demo.tasks import TASKS, held_out
 from svd_hybrid.demo.vit import ViTConfig, build
-
-_WRAPPERS = ("state_dict", "model_state_dict", "merged_state_dict", "model")
+from svd_hybrid.errors import SvdhError
+from svd_hybrid.io.reader import open_checkpoint
 
 
 def load_config(family: Path) -> ViTConfig:
@@ -42,8 +41,6 @@ def load_config(family: Path) -> ViTConfig:
         raise ValueError(
             f"{path}: no readable config ({error}); pass a directory written by `svdh demo`"
         ) from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: not a JSON object; write the family again")
     return ViTConfig.from_json(document, where=str(path))
 
 
@@ -64,12 +61,15 @@ def load_heads(family: Path) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: (tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in TASKS}
 
 
-def evaluate(state: Mapping[str, torch.Tensor], family: Path) -> dict[str, float]:
+def evaluate(
+    state: Mapping[str, torch.Tensor], family: Path, tasks: Collection[str] | None = None
+) -> dict[str, float]:
     """Task name to accuracy in percent, in [0, 100], on the task's held-out images.
 
     Args:
         state: the encoder's tensors, any float dtype; computed in float32 on the CPU.
         family: directory that `train_family` wrote; its heads and config are used.
+        tasks: the tasks to evaluate; all of them by default.
 
     Raises:
         ValueError: the tensors do not fit the family's encoder, or the family is incomplete.
@@ -78,39 +78,22 @@ def evaluate(state: Mapping[str, torch.Tensor], family: Path) -> dict[str, float
     accuracy: dict[str, float] = {}
     with torch.inference_mode():
         for name, head in load_heads(family).items():
-            images, answers = test_data(TASKS[name])
+            if tasks is not None and name not in tasks:
+                continue
+            images, answers = held_out(TASKS[name])
             right = F.linear(model(images), *head).argmax(dim=1) == answers
             accuracy[name] = 100.0 * float(right.float().mean())
     return accuracy
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint.
-
-    Args:
-        path: a .safetensors file, a .pt or .pth file with a state dict, or a directory with
-            model.safetensors or its numbered shards.
+    """The tensors of a checkpoint, in any layout `svdh` reads.
 
     Raises:
-        ValueError: there is no such checkpoint, or it holds something other than tensors.
+        SvdhError: there is no checkpoint at `path`, or not one svdh can read.
     """
-    if path.is_dir():
-        whole = path / "model.safetensors"
-        files = [whole] if whole.is_file() else sorted(path.glob("model-*.safetensors"))
-        if not files:
-            raise ValueError(f"{path}: no model.safetensors; pass a model directory or a file")
-        return {name: tensor for file in files for name, tensor in load_file(file).items()}
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file or directory; pass a model directory or a file")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    for key in _WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(x, Tensor) for x in loaded.values()):
-        raise ValueError(f"{path}: not a state dict of tensors; save the encoder's state_dict()")
-    return dict(loaded)
+    reader = open_checkpoint(path)
+    return {name: reader.read(name) for name in reader.infos}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         accuracy = evaluate(load_state(args.model), args.family)
-    except ValueError as error:
+    except (ValueError, SvdhError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(json.dumps({name: round(value, 2) for name, value in accuracy.items()}))

@@ -153,8 +153,8 @@ def _task_row(folder: Path, task: str, source: Path, error: float | None) -> Dem
     )
     return DemoRow(
         task,
-        accuracy=evaluate(load_state(source), family)[task],
-        rebuilt_accuracy=evaluate(load_state(rebuilt.output_path), family)[task],
+        accuracy=evaluate(load_state(source), family, [task])[task],
+        rebuilt_accuracy=evaluate(load_state(rebuilt.output_path), family, [task])[task],
         relative_error=error,
         source_bytes=sum(path.stat().st_size for path in source.glob("*.safetensors")),
         seconds=rebuilt.wall_s,

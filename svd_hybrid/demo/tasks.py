@@ -21,7 +21,7 @@ from typing import Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (its customary name)
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 
 IMAGE_SIZE: Final = 16
@@ -66,7 +66,7 @@ class Task:
         name: the task's id; its checkpoint directory and head carry it.
         classes: number of answers.
         view: upright images (n, 1, 16, 16) and a generator to the task's images, same shape.
-            Unrandom views leave the generator alone.
+            Views without chance leave the generator alone.
         label: digits (n,) int64 to answers (n,) int64 in 0..classes-1.
         summary: one line for people.
     """
@@ -113,8 +113,8 @@ def _parity(digits: Tensor) -> Tensor:
     return digits % 2
 
 
-def _transposed(images: Tensor, _: Generator) -> Tensor:
-    return images.transpose(2, 3)
+def _upended(images: Tensor, _: Generator) -> Tensor:
+    return images.flip(2)
 
 
 def _rotated(images: Tensor, _: Generator) -> Tensor:
@@ -160,7 +160,7 @@ TASKS: Final = MappingProxyType(
             Task("mirrored", 10, _mirrored, _digit, "left and right exchanged"),
             Task("negative", 10, _negative, _digit, "dark on light, with noise"),
             Task("occluded", 10, _occluded, _digit, "a grey square hides a part"),
-            Task("parity", 2, _transposed, _parity, "transposed: even or odd"),
+            Task("parity", 2, _upended, _parity, "upside down: even or odd"),
             Task("rotated", 10, _rotated, _digit, "a quarter turn anticlockwise"),
             Task("shuffled", 10, _shuffled, _digit, "sixteen blocks in a fixed wrong order"),
             Task("striped", 10, _striped, _digit, "behind slanted bars"),
@@ -175,6 +175,6 @@ def task_data(task: Task, split: Split, rng: Generator) -> tuple[Tensor, Tensor]
     return task.view(split.images, rng), task.label(split.digits)
 
 
-def test_data(task: Task) -> tuple[Tensor, Tensor]:
+def held_out(task: Task) -> tuple[Tensor, Tensor]:
     """The task's held-out images (n, 1, 16, 16) and answers (n,), the same in every run."""
     return task_data(task, load_splits()[1], generator(_SPLIT_SEED, "test", task.name))

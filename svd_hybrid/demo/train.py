@@ -10,16 +10,20 @@ The heads are *frozen probe heads*: linear, fitted once on the base's features o
 answer, and never trained again. All that a fine-tune learns is therefore in its encoder, and one
 head judges the base, the fine-tune and every merge alike. Few-shot heads are weak on purpose.
 
-Promised: the same files for the same seed, torch build and thread count on one machine; float32;
-torch's global random state is neither read nor moved; test images are never touched. Left to
-others: measuring (`svd_hybrid.demo.evaluate`) and everything about merging.
+Promised: the same files for the same seed and torch build on one machine, however many cores it
+lends; float32; torch's global random state is neither read nor moved, its thread count is put back;
+test images are never touched. Left to others: measuring (`svd_hybrid.demo.evaluate`) and everything
+about merging.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -55,11 +59,11 @@ class TrainConfig:
     """
 
     model: ViTConfig = field(default_factory=ViTConfig)
-    pretrain_steps: int = 650
-    finetune_steps: int = 110
+    pretrain_steps: int = 600
+    finetune_steps: int = 90
     batch_images: int = 64
     pretrain_lr: float = 1e-3
-    finetune_lr: float = 0.05
+    finetune_lr: float = 0.08
     shots: int = 5
     head_decay: float = 0.1
 
@@ -101,7 +105,8 @@ def _fit(
     peak = group["lr"]
     warm = max(1, steps // 10)
     for step in range(steps):
-        group["lr"] = peak * min(1.0, (step + 1) / warm) * (1.0 + math.cos(math.pi * step / steps)) / 2
+        ramp = min(1.0, (step + 1) / warm)
+        group["lr"] = peak * ramp * (1.0 + math.cos(math.pi * step / steps)) / 2.0
         images, answers = batches(rng)
         loss = F.cross_entropy(F.linear(model(images), *head), answers)
         optimizer.zero_grad(set_to_none=True)
@@ -110,9 +115,7 @@ def _fit(
         optimizer.step()
 
 
-def fit_head(
-    features: Tensor, answers: Tensor, classes: int, *, decay: float = 0.1
-) -> Head:
+def fit_head(features: Tensor, answers: Tensor, classes: int, *, decay: float = 0.1) -> Head:
     """Linear softmax classifier (weight (classes, width), bias (classes,)), float32.
 
     Regularised logistic regression from zero by L-BFGS: convex, so no seed is needed.
@@ -142,12 +145,10 @@ def _few(answers: Tensor, shots: int, rng: Generator) -> Tensor:
     """Rows of `shots` random examples of every answer, or of all there are."""
     order = torch.randperm(len(answers), generator=rng)
     found = answers[order]
-    return torch.cat([order[found == answer][:shots] for answer in found.unique()])
+    return torch.cat([order[found == answer][:shots] for answer in sorted(set(found.tolist()))])
 
 
-def _probe(
-    base: ViT, task: Task, train: Split, config: TrainConfig, rng: Generator
-) -> Head:
+def _probe(base: ViT, task: Task, train: Split, config: TrainConfig, rng: Generator) -> Head:
     """The task's frozen head, from a few training images seen by the base."""
     images, answers = task_data(task, train, rng)
     rows = _few(answers, config.shots, rng)
@@ -207,6 +208,21 @@ def finetune(
     return model
 
 
+@contextmanager
+def _one_thread_per_model() -> Iterator[None]:
+    """Torch computes with one thread inside, so that the cores go to whole fine-tunes instead.
+
+    The matrices are small: two threads per product gain little, wait for each other when the
+    machine is busy, and would make the numbers depend on how many there are.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def train_family(
     out: Path,
     *,
@@ -232,14 +248,22 @@ def train_family(
     if taken:
         raise ValueError(f"{out}: already holds {', '.join(taken)}; pass an empty directory")
     train, _ = load_splits()
-    say(f"base: {config.pretrain_steps} steps on upright digits")
-    base = pretrain(train, config, seed)
-    _save(out / "base", base, config.model)
-    heads: dict[str, Tensor] = {}
-    for number, task in enumerate(TASKS.values(), start=1):
-        say(f"{task.name} ({number}/{len(TASKS)}): {config.finetune_steps} steps, {task.summary}")
-        head = _probe(base, task, train, config, generator(seed, "head", task.name))
-        heads[f"{task.name}.weight"], heads[f"{task.name}.bias"] = head
-        model = finetune(base, head, task, train, config, seed)
-        _save(out / "tasks" / task.name, model, config.model)
-    _save_tensors(out / "heads.safetensors", heads)
+    with _one_thread_per_model(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        say(f"base: {config.pretrain_steps} steps on upright digits")
+        base = pretrain(train, config, seed)
+        _save(out / "base", base, config.model)
+        heads = {
+            name: _probe(base, task, train, config, generator(seed, "head", name))
+            for name, task in TASKS.items()
+        }
+        tensors = {f"{name}.weight": weight for name, (weight, _) in heads.items()}
+        tensors |= {f"{name}.bias": bias for name, (_, bias) in heads.items()}
+        _save_tensors(out / "heads.safetensors", tensors)
+        say(f"{len(TASKS)} fine-tunes: {config.finetune_steps} steps each")
+
+        def tune(task: Task) -> ViT:
+            return finetune(base, heads[task.name], task, train, config, seed)
+
+        for task, model in zip(TASKS.values(), pool.map(tune, TASKS.values()), strict=True):
+            _save(out / "tasks" / task.name, model, config.model)
+            say(f"{task.name}: done ({task.summary})")

@@ -63,19 +63,20 @@ class ViTConfig:
         return {"model_type": MODEL_TYPE, **asdict(self)}
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any], *, where: str = "config.json") -> ViTConfig:
+    def from_json(cls, document: Any, *, where: str = "config.json") -> ViTConfig:
         """The config a config.json describes.
 
         Args:
-            document: the parsed file.
+            document: the parsed file, of any JSON type.
             where: its path, for the error message.
 
         Raises:
             ValueError: another model type, an unknown or missing field, or a bad value.
         """
-        if document.get("model_type") != MODEL_TYPE:
+        found = document.get("model_type") if isinstance(document, dict) else None
+        if found != MODEL_TYPE:
             raise ValueError(
-                f"{where}: model_type is {document.get('model_type')!r}, not {MODEL_TYPE!r}; "
+                f"{where}: model_type is {found!r}, not {MODEL_TYPE!r}; "
                 "pass a family written by `svdh demo`"
             )
         known = {field.name for field in fields(cls)}
@@ -105,7 +106,7 @@ class Attention(nn.Module):
         """What the queries (n, q, width) gather from the tokens (n, t, width): (n, q, width)."""
 
         def split(y: Tensor) -> Tensor:
-            return y.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            return y.view(len(y), y.shape[1], self.heads, -1).transpose(1, 2)
 
         mixed = F.scaled_dot_product_attention(
             split(self.q_proj(queries)), split(self.k_proj(tokens)), split(self.v_proj(tokens))
