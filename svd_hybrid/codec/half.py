@@ -15,6 +15,8 @@ from svd_hybrid.codec.checks import exact_keys, stored_array
 from svd_hybrid.errors import ArtifactError
 from svd_hybrid.numerics.reproducible import exponent_above, power_of_two, round_once
 
+BLOCK_SCALARS = 2**17
+"""Scalars coded at a time: their temporaries stay in the processor's cache, and out of the way."""
 LARGEST_EXPONENT = 1022  # 2**e and 2**-e are then normal float64 numbers
 
 
@@ -27,7 +29,8 @@ def slice_exponents(x: Tensor) -> Tensor:
     Returns:
         (slices,) int16; 0 for a slice of zeros; within `LARGEST_EXPONENT`.
     """
-    exponents = exponent_above(x.abs().flatten(1).amax(dim=1))
+    flat = x.flatten(1)
+    exponents = exponent_above(torch.maximum(flat.amax(dim=1), -flat.amin(dim=1)))
     return exponents.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT).to(torch.int16)
 
 
@@ -63,11 +66,12 @@ class HalfCodec:
         """`values` float16 of the shape of `x`, `exponent` int16 (slices,)."""
         exponent = slice_exponents(x)
         values = torch.empty(x.shape, dtype=torch.float16)
-        for index in range(x.shape[0]):
-            wide = x[index].to(torch.float64)
-            values[index] = round_once(
-                wide * per_slice(-exponent[index : index + 1], wide), torch.float16
-            )
+        for index, e in enumerate(exponent.tolist()):
+            numbers, rounded = x[index].reshape(-1), values[index].view(-1)
+            for first in range(0, numbers.numel(), BLOCK_SCALARS):
+                block = slice(first, first + BLOCK_SCALARS)
+                wide = numbers[block].to(torch.float64) * math.ldexp(1.0, -e)
+                rounded[block] = round_once(wide, torch.float16)
         return {"values": values, "exponent": exponent}
 
     def decode(self, arrays: Encoded, shape: tuple[int, ...]) -> Tensor:

@@ -9,7 +9,7 @@ that the first stages decode alone. Source: methods.md §20.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -26,12 +26,14 @@ from svd_hybrid.codec.affine import (
 from svd_hybrid.codec.base import Encoded
 from svd_hybrid.codec.bitpack import pack, packed_bytes, unpack
 from svd_hybrid.codec.checks import exact_keys, integer_in, stored_array
-from svd_hybrid.codec.half import per_slice, slice_exponents, stored_exponents
+from svd_hybrid.codec.half import BLOCK_SCALARS, per_slice, slice_exponents, stored_exponents
 from svd_hybrid.errors import ArtifactError, ParameterError
 
 MOST_STAGES = 16
 LARGEST_GROUP = 2**20
 STEP_DTYPES = {"F16": torch.float16, "F32": torch.float32}
+KINDS = ("codes", "step", "zero", "exponent")
+WRITTEN_DTYPES = {"codes": torch.uint8, "zero": torch.int32, "exponent": torch.int16}
 ZERO_DTYPES = (torch.int8, torch.int16, torch.int32)
 
 
@@ -64,46 +66,81 @@ class ResidualAffineCodec:
 
     def encode(self, x: Tensor) -> Encoded:
         """Per stage: `codes` packed uint8, `step`, `zero` (…, groups), `exponent` (slices,)."""
-        slices = [self._encode_slice(x[index : index + 1]) for index in range(x.shape[0])]
-        arrays = {name: torch.cat([part[name] for part in slices]) for name in slices[0]}
+        arrays = {
+            name: torch.empty(shape, dtype=self._written(name))
+            for name, shape in self.layout(tuple(x.shape)).items()
+        }
+        for index in range(x.shape[0]):
+            left = self._rows(x[index]).to(torch.float64, copy=True)
+            for stage in range(self.stages):
+                stored = {kind: arrays[f"stage{stage}.{kind}"][index] for kind in KINDS}
+                exponent = slice_exponents(left.unsqueeze(0))
+                stored["exponent"].copy_(exponent[0])
+                self._encode_rows(left, per_slice(exponent, left), stored)
         return {
             name: _narrowest(array) if name.endswith("zero") else array
             for name, array in arrays.items()
         }
 
-    def _encode_slice(self, x: Tensor) -> dict[str, Tensor]:
-        left = self._rows(x).to(torch.float64)
-        arrays: dict[str, Tensor] = {}
-        for stage in range(self.stages):
-            exponent = slice_exponents(left)
-            unit = per_slice(exponent, left)
-            groups = split_groups(left / unit, self.group_size)
-            exact, zero = compute_scale(groups, self.bits, STEP_DTYPES[self.step])
-            codes = quantize(groups, exact, zero, self.bits)
-            step = exact.to(STEP_DTYPES[self.step])
-            arrays |= {
-                f"stage{stage}.codes": pack(join_groups(codes, left.shape[-1]), self.bits),
-                f"stage{stage}.step": step,
-                f"stage{stage}.zero": zero,
-                f"stage{stage}.exponent": exponent,
-            }
-            left = left - join_groups(dequantize(codes, step, zero), left.shape[-1]) * unit
-        return arrays
+    def _encode_rows(self, left: Tensor, unit: Tensor, stored: Mapping[str, Tensor]) -> None:
+        """One stage of one slice: fills `stored`; `left` (rows, n) is what remains afterwards."""
+        n = left.shape[1]
+        codes, steps, zeros = (
+            stored[kind].view(left.shape[0], -1) for kind in ("codes", "step", "zero")
+        )
+        for rows in self._blocks(left.shape):
+            groups = split_groups(left[rows] / unit, self.group_size)
+            exact, zero = compute_scale(groups, self.bits, steps.dtype)
+            numbers = quantize(groups, exact, zero, self.bits)
+            step = exact.to(steps.dtype)
+            steps[rows], zeros[rows] = step, zero
+            codes[rows] = pack(join_groups(numbers, n), self.bits)
+            left[rows] -= join_groups(dequantize(numbers, step, zero), n) * unit
 
     def _rows(self, x: Tensor) -> Tensor:
-        """What groups run along: the rows, or the whole slice as one row."""
-        return x if self.group_size else x.flatten(1)
+        """A slice as a matrix whose rows groups run along: its own rows, or all of it as one."""
+        return x.reshape(-1, x.shape[-1]) if self.group_size else x.reshape(1, -1)
+
+    @staticmethod
+    def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+        """The rows of a matrix, some at a time."""
+        step = max(1, BLOCK_SCALARS // shape[1])
+        return (slice(first, first + step) for first in range(0, shape[0], step))
+
+    def _written(self, name: str) -> torch.dtype:
+        kind = name.rsplit(".", 1)[-1]
+        return STEP_DTYPES[self.step] if kind == "step" else WRITTEN_DTYPES[kind]
 
     def decode(self, arrays: Encoded, shape: tuple[int, ...]) -> Tensor:
         """Sum of the stages, in float64, rounded once to float32."""
-        stored = [self._stage_arrays(arrays, shape, stage) for stage in range(self.stages)]
+        stages = [self._stage_arrays(arrays, shape, stage) for stage in range(self.stages)]
         out = torch.empty(shape, dtype=torch.float32)
-        rows = self._rows(out)
         for index in range(shape[0]):
-            rows[index] = self._decode_slice(
-                [[a[index : index + 1] for a in s] for s in stored], rows.shape[-1]
-            )
+            matrix = self._rows(out[index])
+            count = matrix.shape[0]
+            stored = [
+                (
+                    *(array[index].reshape(count, -1) for array in (codes, step, zero)),
+                    exponent[index],
+                )
+                for codes, step, zero, exponent in stages
+            ]
+            for rows in self._blocks(matrix.shape):
+                matrix[rows] = self._decode_rows(
+                    [(c[rows], s[rows], z[rows], e) for c, s, z, e in stored], matrix.shape[1]
+                )
         return out
+
+    def _decode_rows(self, stages: list[tuple[Tensor, ...]], n: int) -> Tensor:
+        """Rows of one slice, (rows, n) float64."""
+        total: Tensor | None = None
+        for packed, step, zero, exponent in stages:
+            groups = split_groups(unpack(packed, self.bits, n), self.group_size)
+            value = join_groups(dequantize(groups, step, zero), n)
+            value = value * per_slice(exponent.unsqueeze(0), value)
+            total = value if total is None else total.add_(value)
+        assert total is not None  # stages >= 1
+        return total
 
     def _stage_arrays(self, arrays: Encoded, shape: tuple[int, ...], stage: int) -> list[Tensor]:
         layout = self.layout(shape)
@@ -118,16 +155,6 @@ class ResidualAffineCodec:
             array("zero", ZERO_DTYPES),
             stored_exponents(arrays, f"stage{stage}.exponent", shape[0]),
         ]
-
-    def _decode_slice(self, stages: list[list[Tensor]], n: int) -> Tensor:
-        total: Tensor | None = None
-        for packed, step, zero, exponent in stages:
-            groups = split_groups(unpack(packed, self.bits, n), self.group_size)
-            value = join_groups(dequantize(groups, step, zero), n)
-            value = value * per_slice(exponent, value)
-            total = value if total is None else total + value
-        assert total is not None  # stages >= 1
-        return total[0].to(torch.float32)
 
     def layout(self, shape: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the four arrays of every stage."""

@@ -32,8 +32,7 @@ class Diagnostics:
     Args:
         config: the resolved configuration.
         tasks: task names in order.
-        base_bytes: bytes of the base's tensors; its files are headers larger, and those depend on
-            how they were written, so they may not enter an artifact.
+        base_bytes: sizes of the base's weight files, summed.
         source_bytes: the same for the tasks: what the artifact replaces.
     """
 

@@ -38,9 +38,9 @@ from svd_hybrid.delta.serial import expr_to_json
 from svd_hybrid.errors import ArtifactError, ParameterError, UsageError
 from svd_hybrid.io.family import Family, FamilyPolicy, is_buffer, open_family
 from svd_hybrid.io.model_writer import check_free, protect_inputs
-from svd_hybrid.io.reader import CheckpointReader
+from svd_hybrid.io.reader import file_bytes
 from svd_hybrid.io.staging import staged_directory
-from svd_hybrid.io.tensors import DTYPES, tensor_digest
+from svd_hybrid.io.tensors import tensor_digest
 from svd_hybrid.methods import METHODS
 from svd_hybrid.numerics.linalg import gram_of_rows
 from svd_hybrid.numerics.threads import one_thread
@@ -138,8 +138,8 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
     diagnostics = Diagnostics(
         config,
         family.task_names,
-        _data_bytes(family, family.base),
-        sum(_data_bytes(family, reader) for reader in family.tasks.values()),
+        file_bytes(family.base),
+        sum(file_bytes(reader) for reader in family.tasks.values()),
     )
     with staged_directory(request.artifact_dir, request.overwrite) as staging, one_thread():
         writer = ArtifactWriter(staging, config.profile, family.task_names)
@@ -163,12 +163,6 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
         time.monotonic() - wall,
         time.process_time() - cpu,
     )
-
-
-def _data_bytes(family: Family, reader: CheckpointReader) -> int:
-    """Bytes of the family's tensors in a checkpoint: the same in whatever files they come."""
-    infos = (reader.infos[name] for name in family.base.infos if name in reader.infos)
-    return sum(info.nbytes for info in infos if info.dtype in DTYPES)
 
 
 def _task_weights(

@@ -41,6 +41,11 @@ class CheckpointReader(Protocol):
         """One tensor, on the CPU, contiguous; may be a view of the mapped file."""
 
 
+def file_bytes(reader: CheckpointReader) -> int:
+    """What a checkpoint costs on disk: the sizes of its weight files, summed."""
+    return sum(file.stat().st_size for file in reader.files)
+
+
 def open_checkpoint(path: Path) -> CheckpointReader:
     """A reader for a safetensors file, a torch state dict, or an HF folder of either.
 

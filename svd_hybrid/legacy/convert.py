@@ -33,7 +33,7 @@ from svd_hybrid.errors import shorten
 from svd_hybrid.io.family import is_buffer
 from svd_hybrid.io.masks import TaskMask, open_masks
 from svd_hybrid.io.model_writer import check_free, protect_inputs
-from svd_hybrid.io.reader import CheckpointReader, open_checkpoint
+from svd_hybrid.io.reader import CheckpointReader, file_bytes, open_checkpoint
 from svd_hybrid.io.staging import staged_directory
 from svd_hybrid.io.tensors import DTYPES, TensorInfo, tensor_digest
 from svd_hybrid.legacy.files import LegacyArtifact, Problems
@@ -95,9 +95,7 @@ def run_convert(request: ConvertRequest, progress: Progress | None = None) -> Co
     masks: Mapping[str, TaskMask] = {}
     if request.mask_dir is not None:
         masks = open_masks(request.mask_dir, legacy.tasks, base.infos)
-    diagnostics = Diagnostics(
-        config, legacy.tasks, sum(file.stat().st_size for file in base.files), legacy.nbytes
-    )
+    diagnostics = Diagnostics(config, legacy.tasks, file_bytes(base), legacy.nbytes)
     with staged_directory(request.artifact_dir, request.overwrite) as staging, one_thread():
         writer = ArtifactWriter(staging, config.profile, legacy.tasks)
         converter = _Converter(legacy, base, masks, config)

@@ -36,23 +36,24 @@ def gram_of_rows(matrices: Iterable[Tensor]) -> Tensor:
     return total
 
 
-def principal_directions(gram: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+def principal_directions(gram: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Eigenvectors of a Gram matrix above the numerical noise, strongest first.
 
     Args:
         gram: (m, m) float64, symmetric, positive semi-definite: X @ X.T.
-        longest: the larger side of X; sets the noise floor as in methods.md §23.1.
+        size: sets the noise floor. For a stack with the tasks as one side, its other side, as in
+            methods.md §23.1; else m, for the rounding of a Gram matrix grows with its own size.
 
     Returns:
         energies: (r,) float64, descending, > 0: the squared singular values of X.
         vectors: (m, r) float64, orthonormal columns; the largest entry of each is positive.
         r = 0 when the matrix is zero. Directions with
-        sigma <= sigma_1 * sqrt(longest) * 2**-24 are rounding noise and are left out.
+        sigma <= sigma_1 * sqrt(size) * 2**-24 are rounding noise and are left out.
     """
     energies, vectors = torch.linalg.eigh(gram)
     energies = energies.flip(0).clamp_min(0)
     vectors = vectors.flip(1)
-    floor = energies[:1] * (longest * EPSILON_F32**2) if energies.numel() else energies
+    floor = energies[:1] * (size * EPSILON_F32**2) if energies.numel() else energies
     rank = int((energies > floor).sum()) if energies.numel() and energies[0] > 0 else 0
     return energies[:rank], canonical_signs(vectors[:, :rank])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,6 +60,16 @@ def encode_part(codec: Codec, x: Tensor) -> EncodedPart:
     slices = x if stacked else x.unsqueeze(0)
     rows, columns = slices.shape[1:]
     return EncodedPart(codec, rows, columns, stacked, codec.encode(slices))
+
+
+def join_slices(parts: list[EncodedPart]) -> EncodedPart:
+    """One stacked part of parts that were encoded slice by slice, with one codec; at least one.
+
+    Slices are coded independently, so this is what encoding them together gives; an array whose
+    dtype varies (`zero` of the residual codec) takes the widest.
+    """
+    arrays = {name: torch.cat([part.arrays[name] for part in parts]) for name in parts[0].arrays}
+    return replace(parts[0], arrays=arrays)
 
 
 def decode_part(part: EncodedPart, task: int | None) -> Tensor:

@@ -22,6 +22,7 @@ from svd_hybrid.compress.profiles.base import (
     Profile,
     decode_part,
     encode_part,
+    join_slices,
     masked_stack,
     squared_error,
 )
@@ -161,10 +162,10 @@ class _Encoder:
 
     def _directions(self) -> tuple[Tensor, Tensor]:
         """Energies (r,) and basis (r, length), strongest first; of the exactly centred stack."""
-        n_tasks, m, n = self.stack.shape
+        m = self.stack.shape[1]
         if self.side != "tasks":
             gram = gram_of_rows(self._centred(self.mean))
-            energies, vectors = principal_directions(gram, n_tasks * max(m, n))
+            energies, vectors = principal_directions(gram, gram.shape[0])
             return energies, vectors.T
         columns = torch.cat(list(self._centred(self.mean)), dim=1).T.to(torch.float64)  # (N, D)
         energies, rotation = principal_directions(columns @ columns.T, m)
@@ -187,22 +188,20 @@ class _Encoder:
         # The original layout projects (methods.md §21.7); least squares also undoes what rounding
         # did to the basis, which matters once that is coded in few bits.
         projector = basis.to(torch.float64) if self.side == "tasks" else least_squares_on(basis.T)
-        coefficients = torch.stack(
-            [
-                (projector @ matrix.to(torch.float64)).to(torch.float32)
-                for matrix in self._centred(self.stored_mean)
-            ]
-        )
         coarse = low_codec(self.params, whole_slice=self.side == "tasks")
-        for name, part, codec in (
-            ("high", coefficients[:, :rank], precise_codec(self.params)),
-            ("low", coefficients[:, rank:], coarse),
-        ):
-            if part.shape[1]:
-                factors = (f"{self.prefix}basis_{name}", f"{self.prefix}coeff_{name}")
-                self.parts[factors[1]] = encode_part(codec, part)
-                left, right = factors[::-1] if self.side == "right" else factors
-                self.terms.append(LowRank(left, right, limbs=1 if self.params.fp16 else 2))
+        halves = [("high", slice(0, rank), precise_codec(self.params))]
+        if rank < basis.shape[0]:
+            halves.append(("low", slice(rank, None), coarse))
+        encoded: dict[str, list[EncodedPart]] = {name: [] for name, _, _ in halves}
+        for matrix in self._centred(self.stored_mean):  # one task's coefficients in memory
+            coefficients = (projector @ matrix.to(torch.float64)).to(torch.float32)
+            for name, rows, codec in halves:
+                encoded[name].append(encode_part(codec, coefficients[rows].unsqueeze(0)))
+        for name, slices in encoded.items():
+            factors = (f"{self.prefix}basis_{name}", f"{self.prefix}coeff_{name}")
+            self.parts[factors[1]] = join_slices(slices)
+            left, right = factors[::-1] if self.side == "right" else factors
+            self.terms.append(LowRank(left, right, limbs=1 if self.params.fp16 else 2))
 
 
 HYBRID = Profile(
