@@ -134,11 +134,11 @@ def _main_job(folder: Path, say: Report) -> list[DemoRow]:
     merged = run_reload(artifact, base, folder / REBUILT / MERGED)
     merged_accuracy = evaluate(load_state(merged.output_path), family)
     return [
-        DemoRow("base (mean of all tasks)", accuracy=_mean(list(base_accuracy.values()))),
+        DemoRow("base (mean)", accuracy=_mean(list(base_accuracy.values()))),
         *tasks,
         _family_row(compressed, tasks),
         DemoRow(
-            "merged (mean of all tasks)",
+            "merged (mean)",
             rebuilt_accuracy=_mean(list(merged_accuracy.values())),
             seconds=merged.wall_s,
         ),
