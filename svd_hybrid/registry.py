@@ -19,9 +19,11 @@ class Named(Protocol):
 
 T = TypeVar("T", bound=Named)
 
+MOST_LISTED = 12
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that names the closest known names, or lists them all.
+    """A sentence that names the closest known names, or lists the first of them.
 
     >>> did_you_mean("svd_hybrd", ["svd-hybrid", "ties"])
     "did you mean 'svd-hybrid'?"
@@ -31,7 +33,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(_fold(name), list(folded), n=2, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(folded[c]) for c in close) + "?"
-    return "known: " + ", ".join(names)
+    more = f", and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return "known: " + ", ".join(names[:MOST_LISTED]) + more
 
 
 def _fold(name: str) -> str:

@@ -170,19 +170,21 @@ class Manifest:
     files: tuple[FileRecord, ...]
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON."""
+        """Canonical JSON, sealed by its own checksum."""
         return canonical_json(
-            {
-                "format": layout.FORMAT,
-                "format_version": layout.WRITTEN,
-                "profile": self.profile,
-                "tasks": list(self.tasks),
-                "merges": {name: merge.to_json() for name, merge in self.merges.items()},
-                "default_merge": self.default_merge,
-                "codecs": [dict(codec) for codec in self.codecs],
-                "tensors": [tensor.to_json() for tensor in self.tensors],
-                "files": [file.to_json() for file in self.files],
-            }
+            sealed(
+                {
+                    "format": layout.FORMAT,
+                    "format_version": layout.WRITTEN,
+                    "profile": self.profile,
+                    "tasks": list(self.tasks),
+                    "merges": {name: merge.to_json() for name, merge in self.merges.items()},
+                    "default_merge": self.default_merge,
+                    "codecs": [dict(codec) for codec in self.codecs],
+                    "tensors": [tensor.to_json() for tensor in self.tensors],
+                    "files": [file.to_json() for file in self.files],
+                }
+            )
         )
 
     @property
@@ -213,6 +215,16 @@ class Manifest:
         return self.merges[names[_index(name or self.default_merge, names, "merge")]]
 
 
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with `checksum`: SHA-256 (hex) of the canonical JSON of all its other fields.
+
+    Raises:
+        ValueError: the record is not JSON that can be written.
+    """
+    content = {key: value for key, value in record.items() if key != "checksum"}
+    return content | {"checksum": hashlib.sha256(canonical_json(content)).hexdigest()}
+
+
 def _index(name: str, names: tuple[str, ...] | list[str], kind: str) -> int:
     if name not in names:
         raise UnknownNameError(
@@ -241,6 +253,7 @@ def manifest_from_json(record: Any, where: str) -> Manifest:
             fix="install the svdh release that writes that version",
         )
     validate(record, "manifest-v1", where)
+    _check_seal(record, where)
     merges = {
         name: LinearMerge(
             merge["method"], merge["method_version"], tuple(merge["weights"]), merge["scaling"]
@@ -258,6 +271,20 @@ def manifest_from_json(record: Any, where: str) -> Manifest:
     )
     _check_consistent(manifest, where)
     return manifest
+
+
+def _check_seal(record: Mapping[str, Any], where: str) -> None:
+    """Refuse a manifest of which a bit has changed since it was written."""
+    try:
+        intact = sealed(record)["checksum"] == record["checksum"]
+    except ValueError:  # text that is no Unicode
+        intact = False
+    if not intact:
+        raise ArtifactError(
+            "manifest content is not what was written: its checksum differs",
+            where=where,
+            fix="copy the artifact again",
+        )
 
 
 def _check_consistent(manifest: Manifest, where: str) -> None:

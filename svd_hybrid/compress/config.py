@@ -163,7 +163,7 @@ def coerce(key: str, value: Any, hint: Any, where: str) -> Any:
             raise wrong("a number")
         try:
             number = hint(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise wrong("an integer" if hint is int else "a number") from error
         if hint is int and isinstance(value, float) and value != number:
             raise wrong("an integer")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from svd_hybrid.artifact.jsonfile import canonical_json
+from svd_hybrid.artifact.manifest import sealed
 
 TASKS = ("cars", "dtd", "eurosat")
 SVDH = (sys.executable, "-m", "svd_hybrid")
@@ -124,11 +125,11 @@ class Project:
         return target
 
     def edit_manifest(self, change: Any) -> None:
-        """Change the manifest's record and write it back in canonical form."""
+        """Change the manifest's record and write it back in canonical form, sealed anew."""
         path = self.art / "manifest.json"
         record = json.loads(path.read_bytes())
         change(record)
-        path.write_bytes(canonical_json(record))
+        path.write_bytes(canonical_json(sealed(record)))
 
     def snapshot(self) -> dict[str, str]:
         """Every path below the folder with a digest of its content."""

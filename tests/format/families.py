@@ -14,6 +14,7 @@ from torch import Tensor
 
 import svd_hybrid
 from svd_hybrid.artifact.jsonfile import canonical_json
+from svd_hybrid.artifact.manifest import sealed
 
 Tensors = dict[str, Tensor]
 
@@ -48,11 +49,11 @@ def compress_family(folder: Path, tasks: list[str], **parameters: Any) -> Path:
 
 
 def edit_manifest(artifact: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the parsed manifest and write it back in canonical form."""
+    """Change the parsed manifest and write it back in canonical form, sealed anew."""
     path = artifact / "manifest.json"
     record = json.loads(path.read_bytes())
     change(record)
-    path.write_bytes(canonical_json(record))
+    path.write_bytes(canonical_json(sealed(record)))
 
 
 def edit_arrays(artifact: Path, folder: str, change: Callable[[Tensors], object]) -> None:

@@ -76,6 +76,12 @@ class Entry:
     data: bytes
 
 
+def seal(manifest: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "checksum"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode() + b"\n").hexdigest()
+
+
 def read_safetensors(data: bytes) -> dict[str, Entry]:
     require(len(data) >= 8, "file is too short")
     start = 8 + int.from_bytes(data[:8], "little")
@@ -402,6 +408,7 @@ class Artifact:
         self.manifest = parse_json((folder / "manifest.json").read_bytes())
         require(self.manifest.get("format") == "svdh-artifact", "no svdh manifest")
         require(self.manifest.get("format_version") == 1, "format version", UnknownError)
+        require(self.manifest.get("checksum") == seal(self.manifest), "checksum")
         for codec in self.manifest["codecs"]:
             check_codec(codec)
         self.tensors = self.manifest["tensors"]

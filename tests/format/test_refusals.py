@@ -147,7 +147,7 @@ SPELLINGS = {
     "spaces": lambda text: text.replace(b'":', b'": '),
     "no newline": lambda text: text.rstrip(b"\n"),
     "an escaped letter": lambda text: text.replace(b'"a"', b'"\\u0061"'),
-    "a key twice": lambda text: text.replace(b'{"codecs"', b'{"format":"x","codecs"'),
+    "a key twice": lambda text: text.replace(b'{"checksum"', b'{"format":"x","checksum"'),
     "keys out of order": lambda text: b'{"format":"svdh-artifact",' + text[1:].replace(FORMAT, b""),
     "not a number": lambda text: text.replace(b'"scaling":1.0', b'"scaling":NaN'),
     "an infinite number": lambda text: text.replace(b'"scaling":1.0', b'"scaling":1e999'),
@@ -167,6 +167,17 @@ def test_spelling_of_the_manifest(family, case):
     assert path.read_bytes() != before
     with pytest.raises(ArtifactError):
         read_manifest(family / "artifact")
+
+
+def test_a_flipped_bit_of_the_manifest_is_always_found(family):
+    path = family / "artifact" / "manifest.json"
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 5):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << (at // 5 % 8)
+        path.write_bytes(damaged)
+        with pytest.raises((ArtifactError, VersionError, UnsafeError)):
+            read_manifest(family / "artifact")
 
 
 def deep(levels: int) -> dict[str, Any]:
