@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
-from svd_hybrid.errors import ArtifactError
+from svd_hybrid.errors import ArtifactError, StorageError, SvdhError
 
 
 def canonical_json(value: Any) -> bytes:
@@ -32,6 +33,28 @@ def parse_json(data: bytes, where: str) -> Any:
         return json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"not valid JSON: {str(error)[:160]}", where=where) from error
+
+
+def read_json_object(path: Path, what: str, fault: type[SvdhError]) -> dict[str, Any]:
+    """The JSON object in a user's file.
+
+    Args:
+        path: the file.
+        what: what it is, for errors: `weights file`.
+        fault: raised when the file is no such object.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    try:
+        record = parse_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise StorageError(f"{what} cannot be read: {error.strerror}", where=str(path)) from error
+    except ArtifactError as error:
+        raise fault(f"{what} is {error.what}", where=str(path)) from error
+    if not isinstance(record, dict):
+        raise fault(f"{what} holds {type(record).__name__}, not an object", where=str(path))
+    return record
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

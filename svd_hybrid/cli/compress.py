@@ -86,14 +86,7 @@ def compress(
 
     with progress_bar(quiet or as_json) as progress:
         result = run_compress(request, progress)
-    for line in result.notes:
-        note(line)
-    if as_json:
-        print_json(result.as_json())
-        return
-    if not quiet:
-        print_summary(result)
-    click.echo(result.artifact_dir)
+    report(result, quiet=quiet, as_json=as_json)
 
 
 def build_request(
@@ -197,6 +190,18 @@ def resolve_tasks(
     if not tasks:
         raise UsageError("no task given", fix="pass --tasks NAME … or --task NAME=PATH")
     return tasks
+
+
+def report(result: CompressResult, *, quiet: bool, as_json: bool) -> None:
+    """Notes and summary on stderr, the directory (or one JSON document) on stdout."""
+    for line in result.notes:
+        note(line)
+    if as_json:
+        print_json(result.as_json())
+        return
+    if not quiet:
+        print_summary(result)
+    click.echo(result.artifact_dir)
 
 
 def print_summary(result: CompressResult) -> None:

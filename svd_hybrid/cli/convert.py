@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from svd_hybrid.cli.compress import print_summary
+from svd_hybrid.cli.compress import report
 from svd_hybrid.cli.options import (
     PATH,
     artifact_option,
@@ -14,7 +14,7 @@ from svd_hybrid.cli.options import (
     common_options,
     overwrite_option,
 )
-from svd_hybrid.cli.reporter import note, print_json, progress_bar
+from svd_hybrid.cli.reporter import progress_bar
 from svd_hybrid.errors import UsageError
 
 
@@ -55,11 +55,4 @@ def convert(
     request = ConvertRequest(legacy_dir, base, artifact_dir, mask_dir, overwrite)
     with progress_bar(quiet or as_json) as progress:
         result = run_convert(request, progress)
-    for line in result.notes:
-        note(line)
-    if as_json:
-        print_json(result.as_json())
-        return
-    if not quiet:
-        print_summary(result)
-    click.echo(result.artifact_dir)
+    report(result, quiet=quiet, as_json=as_json)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svd_hybrid.artifact.jsonfile import parse_json
-from svd_hybrid.errors import ArtifactError, FamilyError, StorageError, UsageError
+from svd_hybrid.artifact.jsonfile import read_json_object
+from svd_hybrid.errors import FamilyError, UsageError
 from svd_hybrid.io.lookup import match_name
 
 FLAT_SPREAD = 0.02
@@ -152,16 +152,7 @@ def load_performance(path: Path, tasks: Iterable[str]) -> list[float]:
         StorageError: the file cannot be read.
         FamilyError: it is no such object, a task is missing, or a value is outside [0, 1].
     """
-    try:
-        record = parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise StorageError(
-            f"performance file cannot be read: {error.strerror}", where=str(path)
-        ) from error
-    except ArtifactError as error:
-        raise FamilyError(f"performance file is {error.what}", where=str(path)) from error
-    if not isinstance(record, dict):
-        raise FamilyError("performance file is not an object task → accuracy", where=str(path))
+    record = read_json_object(path, "performance file", FamilyError)
     accuracies = []
     for task in tasks:
         try:

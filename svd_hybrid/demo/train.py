@@ -21,9 +21,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -35,6 +34,7 @@ from torch import Generator, Tensor
 
 from svd_hybrid.demo.tasks import TASKS, Split, Task, generator, load_splits, task_data
 from svd_hybrid.demo.vit import ViT, ViTConfig, build, initial_state
+from svd_hybrid.numerics.threads import one_thread
 
 Head: TypeAlias = tuple[Tensor, Tensor]
 """Weight (classes, width) and bias (classes,), float32."""
@@ -208,21 +208,6 @@ def finetune(
     return model
 
 
-@contextmanager
-def _one_thread_per_model() -> Iterator[None]:
-    """Torch computes with one thread inside, so that the cores go to whole fine-tunes instead.
-
-    The matrices are small: two threads per product gain little, wait for each other when the
-    machine is busy, and would make the numbers depend on how many there are.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def train_family(
     out: Path,
     *,
@@ -248,7 +233,8 @@ def train_family(
     if taken:
         raise ValueError(f"{out}: already holds {', '.join(taken)}; pass an empty directory")
     train, _ = load_splits()
-    with _one_thread_per_model(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    # The matrices are small, so the cores go to whole fine-tunes, one thread each.
+    with one_thread(), ThreadPoolExecutor(os.cpu_count()) as pool:
         say(f"base: {config.pretrain_steps} steps on upright digits")
         base = pretrain(train, config, seed)
         _save(out / "base", base, config.model)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from svd_hybrid.artifact.jsonfile import parse_json
+from svd_hybrid.artifact.jsonfile import read_json_object
 from svd_hybrid.artifact.manifest import Manifest
-from svd_hybrid.errors import ArtifactError, StorageError, UsageError, shorten
+from svd_hybrid.errors import UsageError, shorten
 from svd_hybrid.io.lookup import match_name
 
 
@@ -109,14 +109,4 @@ def load_weights(path: Path) -> dict[str, float]:
         StorageError: the file cannot be read.
         UsageError: it is no such object.
     """
-    try:
-        record = parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise StorageError(
-            f"weights file cannot be read: {error.strerror}", where=str(path)
-        ) from error
-    except ArtifactError as error:
-        raise UsageError(f"weights file is {error.what}", where=str(path)) from error
-    if not isinstance(record, dict):
-        raise UsageError("weights file is not an object task → weight", where=str(path))
-    return record
+    return read_json_object(path, "weights file", UsageError)
