@@ -45,6 +45,9 @@ from svd_hybrid.methods import METHODS
 from svd_hybrid.numerics.linalg import gram_of_rows
 from svd_hybrid.numerics.threads import one_thread
 
+TOY_BYTES = 2**20
+"""Below this an artifact's fixed files outweigh any saving, and nobody expects one."""
+
 Progress = Callable[[str, int, int], None]
 """Called with (step, done, total) as tensors are finished."""
 
@@ -149,20 +152,31 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
             writer, config, family.task_names, weights, diagnostics
         )
     measured = config.eval_reconstruction
+    sizes = diagnostics.bytes_report(breakdown)
     return CompressResult(
         request.artifact_dir,
         manifest,
-        diagnostics.bytes_report(breakdown),
+        sizes,
         diagnostics.relative_error,
         {
             task: total.relative_error if measured else None
             for task, total in zip(family.task_names, diagnostics.totals, strict=True)
         },
         dict(zip(family.task_names, weights.weights, strict=True)),
-        tuple(diagnostics.notes),
+        (*diagnostics.notes, *_size_notes(sizes)),
         time.monotonic() - wall,
         time.process_time() - cpu,
     )
+
+
+def _size_notes(sizes: Mapping[str, Any]) -> list[str]:
+    """A warning when nothing is saved, as with half-precision checkpoints; toys are left alone."""
+    if sizes["bytes_artifact"] < sizes["bytes_replaced"] or sizes["bytes_replaced"] < TOY_BYTES:
+        return []
+    return [
+        "the artifact is larger than the checkpoints it replaces; --rtvq-stages 1, --no-center and "
+        "--basis-dtype auto make it smaller"
+    ]
 
 
 def _task_weights(
