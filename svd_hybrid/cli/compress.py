@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from svd_hybrid.cli.options import (
-    PATH,
-    WordsCommand,
-    base_option,
-    common_options,
-    config_options,
-    given,
-    overwrite_option,
-)
-from svd_hybrid.cli.reporter import note, number, print_json, print_table, progress_bar, size
+from svd_hybrid.cli.options import WordsCommand, config_options, given
+from svd_hybrid.cli.reporter import number, print_table
 from svd_hybrid.compress.config import (
     OPTIONAL_PATHS,
     CompressConfig,
     read_config_file,
     resolve_config,
+)
+from svd_hybrid.console import (
+    PATH,
+    base_option,
+    common_options,
+    note,
+    overwrite_option,
+    print_json,
+    progress_bar,
+    size,
 )
 from svd_hybrid.errors import UsageError
 

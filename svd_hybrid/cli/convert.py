@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from svd_hybrid.cli.compress import report
-from svd_hybrid.cli.options import (
+from svd_hybrid.console import (
     PATH,
     artifact_option,
     base_option,
     common_options,
     overwrite_option,
+    progress_bar,
 )
-from svd_hybrid.cli.reporter import progress_bar
 from svd_hybrid.errors import UsageError
 
 

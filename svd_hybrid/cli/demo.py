@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from svd_hybrid.cli.options import PATH, common_options, overwrite_option
-from svd_hybrid.cli.reporter import number, print_json, print_table, size
+from svd_hybrid.cli.reporter import number, print_table
+from svd_hybrid.console import PATH, common_options, overwrite_option, print_json, size
 
 if TYPE_CHECKING:
     from svd_hybrid.demo.run import DemoRow

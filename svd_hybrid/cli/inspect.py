@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from svd_hybrid.cli.options import artifact_option, common_options
-from svd_hybrid.cli.reporter import number, print_json, print_table, size
+from svd_hybrid.cli.reporter import number, print_table
+from svd_hybrid.console import artifact_option, common_options, print_json, size
 
 if TYPE_CHECKING:
     from svd_hybrid.artifact.manifest import Manifest

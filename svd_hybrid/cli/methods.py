@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from svd_hybrid.cli.options import common_options
-from svd_hybrid.cli.reporter import print_json, print_table
+from svd_hybrid.cli.reporter import print_table
+from svd_hybrid.console import common_options, print_json
 
 
 @click.command(short_help="List merge methods and their parameters.")

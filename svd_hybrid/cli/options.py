@@ -12,12 +12,7 @@ import click
 
 from svd_hybrid.compress.config import CompressConfig, known_keys
 from svd_hybrid.compress.profiles.params import PROFILE_PARAMS
-from svd_hybrid.console import PATH as PATH
 from svd_hybrid.console import F
-from svd_hybrid.console import artifact_option as artifact_option
-from svd_hybrid.console import base_option as base_option
-from svd_hybrid.console import common_options as common_options
-from svd_hybrid.console import overwrite_option as overwrite_option
 from svd_hybrid.methods import METHODS
 
 

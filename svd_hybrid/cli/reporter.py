@@ -5,11 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from svd_hybrid.console import note as note
-from svd_hybrid.console import print_json as print_json
-from svd_hybrid.console import progress_bar as progress_bar
-from svd_hybrid.console import size as size
-
 
 def print_table(
     title: str,

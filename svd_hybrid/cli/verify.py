@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from svd_hybrid.cli.options import artifact_option, base_option, common_options
-from svd_hybrid.cli.reporter import print_json
+from svd_hybrid.console import artifact_option, base_option, common_options, print_json
 from svd_hybrid.errors import BaseMismatchError
 
 MOST_SHOWN = 10
