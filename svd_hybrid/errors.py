@@ -6,7 +6,6 @@ these: they stay ordinary exceptions with a traceback, exit code 1.
 
 from __future__ import annotations
 
-import json
 from typing import ClassVar
 
 
@@ -35,10 +34,9 @@ class SvdhError(Exception):
             lines.append(f"  fix:   {self.fix}")
         return "\n".join(lines)
 
-    def as_json(self) -> str:
-        """The same facts as one JSON object, for `--json`."""
-        facts = {"error": self.what, "where": self.where, "fix": self.fix, "code": self.exit_code}
-        return json.dumps(facts, ensure_ascii=False)
+    def facts(self) -> dict[str, str]:
+        """What, where and fix, as `--json` shows them."""
+        return {"error": self.what, "where": self.where, "fix": self.fix}
 
 
 class UsageError(SvdhError):
@@ -77,12 +75,6 @@ class VersionError(SvdhError):
     """The artifact needs a version, codec or feature this reader does not have."""
 
     exit_code = 6
-
-
-class LockedError(SvdhError):
-    """Somebody else is writing the same target."""
-
-    exit_code = 7
 
 
 class StorageError(SvdhError):

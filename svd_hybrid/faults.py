@@ -18,6 +18,7 @@ OUR_BUG = 1
 USAGE = 2
 INTERRUPTED = 130
 TERMINATED = 143
+CLEAN = "nothing was left half-written"
 
 
 def run_guarded(body: Callable[[], object], argv: list[str]) -> int:
@@ -32,7 +33,7 @@ def run_guarded(body: Callable[[], object], argv: list[str]) -> int:
     try:
         result = body()
     except SvdhError as error:
-        return _report(error.what, error.where, error.fix, error.exit_code, as_json, debug)
+        return _report(error, error.exit_code, as_json, debug)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         return USAGE
@@ -40,13 +41,13 @@ def run_guarded(body: Callable[[], object], argv: list[str]) -> int:
         command = error.ctx.command_path if error.ctx else "svdh"
         message = error.format_message().rstrip(".")
         what = message[:1].lower() + message[1:]
-        return _report(what, "", f"see {command} --help", USAGE, as_json, debug)
+        return _report(SvdhError(what, fix=f"see {command} --help"), USAGE, as_json, debug)
     except click.ClickException as error:
-        return _report(error.format_message(), "", "", error.exit_code, as_json, debug)
+        return _report(SvdhError(error.format_message()), error.exit_code, as_json, debug)
     except (KeyboardInterrupt, click.Abort):
-        return _report("interrupted; nothing was left half-written", "", "", INTERRUPTED, as_json)
+        return _report(SvdhError(f"interrupted; {CLEAN}"), INTERRUPTED, as_json)
     except _TerminatedError:
-        return _report("terminated; nothing was left half-written", "", "", TERMINATED, as_json)
+        return _report(SvdhError(f"terminated; {CLEAN}"), TERMINATED, as_json)
     except BrokenPipeError:
         with contextlib.suppress(OSError):
             sys.stdout.close()
@@ -55,7 +56,8 @@ def run_guarded(body: Callable[[], object], argv: list[str]) -> int:
         return stop.exit_code
     except Exception as error:  # the last line of defence: our own mistakes
         what = f"internal error: {type(error).__name__}: {error}"[:400]
-        return _report(what, "", "report it with the output of --debug", OUR_BUG, as_json, debug)
+        bug = SvdhError(what, fix="report it with the output of --debug")
+        return _report(bug, OUR_BUG, as_json, debug)
     finally:
         signal.signal(signal.SIGTERM, previous)
     return result if isinstance(result, int) else 0
@@ -69,15 +71,12 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise _TerminatedError
 
 
-def _report(what: str, where: str, fix: str, code: int, as_json: bool, debug: bool = False) -> int:
+def _report(error: SvdhError, code: int, as_json: bool, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
     if as_json:
-        facts = {"error": what, "where": where, "fix": fix, "code": code}
-        print(json.dumps(facts, ensure_ascii=False), file=sys.stderr)
-        return code
-    lines = [f"error: {what}"]
-    lines += [f"  where: {where}"] if where else []
-    lines += [f"  fix:   {fix}"] if fix else []
-    print("\n".join(lines), file=sys.stderr)
+        text = json.dumps({**error.facts(), "code": code}, ensure_ascii=False)
+    else:
+        text = f"error: {error}"
+    print(text, file=sys.stderr)
     return code

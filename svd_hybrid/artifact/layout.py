@@ -27,8 +27,6 @@ SHARD_BYTES = 32 * 2**20
 MOST_MANIFEST_BYTES = 256 * 2**20
 MOST_TASKS = 4096
 
-DEFAULT_MERGE = "merged"
-
 
 def shard_folder(part: str) -> str:
     """Which folder a part's arrays are stored in, by its role.

@@ -193,6 +193,15 @@ class Manifest:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     @property
+    def breakdown(self) -> dict[str, int]:
+        """Bytes of the directory by shard folder and document, this manifest included."""
+        total = {layout.MANIFEST: len(self.to_bytes())}
+        for file in self.files:
+            key = file.path.split("/", 1)[0]
+            total[key] = total.get(key, 0) + file.bytes
+        return total
+
+    @property
     def scalars(self) -> int:
         """Scalars of one checkpoint, all tensors."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors)

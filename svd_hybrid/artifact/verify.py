@@ -29,13 +29,12 @@ class VerifyReport:
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
-        problems = [{"error": p.what, "where": p.where, "fix": p.fix} for p in self.problems]
         return {
             "ok": not self.problems,
             "artifact_id": self.artifact_id,
             "files_checked": self.files,
             "base_tensors_checked": self.tensors,
-            "problems": problems,
+            "problems": [problem.facts() for problem in self.problems],
         }
 
 

@@ -132,8 +132,7 @@ class ArtifactWriter:
             draft = self._manifest(
                 merges, default_merge, FileRecord(layout.DIAGNOSTICS, size, "0" * 64)
             )
-            own = {layout.DIAGNOSTICS: size, layout.MANIFEST: len(draft.to_bytes())}
-            data = diagnostics(self._breakdown() | own).rstrip(b"\n")
+            data = diagnostics(draft.breakdown).rstrip(b"\n")
         data = data.ljust(size - 1) + b"\n"
         record = FileRecord(layout.DIAGNOSTICS, size, hashlib.sha256(data).hexdigest())
         manifest = self._manifest(merges, default_merge, record)
@@ -182,14 +181,6 @@ class ArtifactWriter:
     def _write(self, name: str, data: bytes) -> None:
         (self.folder / name).write_bytes(data)
         self._files.append(FileRecord(name, len(data), hashlib.sha256(data).hexdigest()))
-
-    def _breakdown(self) -> dict[str, int]:
-        """Bytes per shard folder and per document, of what is written so far."""
-        total: dict[str, int] = {}
-        for file in self._files:
-            key = file.path.split("/", 1)[0]
-            total[key] = total.get(key, 0) + file.bytes
-        return total
 
 
 def _bytes(arrays: Mapping[str, Tensor]) -> int:

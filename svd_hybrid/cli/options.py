@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import fields
@@ -69,11 +68,8 @@ def _config_option(name: str, hint: Any, default: Any, help_text: str) -> Callab
     if hint is bool:
         text = f"{shown}  [default: {'on' if default else 'off'}]"
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
-    kind: Any = hint
-    if isinstance(hint, types.UnionType):
-        kind = typing.get_args(hint)[0]
-    if typing.get_origin(kind) is Literal:
-        kind = click.Choice(typing.get_args(kind))
+    literal = typing.get_origin(hint) is Literal
+    kind = click.Choice(typing.get_args(hint)) if literal else hint
     text = shown if default in ("", None) else f"{shown}  [default: {default}]"
     return click.option(flag, name, type=kind, default=None, help=text)
 

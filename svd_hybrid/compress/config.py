@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -151,8 +150,6 @@ def coerce(key: str, value: Any, hint: Any, where: str) -> Any:
         if value not in choices:
             raise wrong("one of " + ", ".join(choices))
         return value
-    if isinstance(hint, types.UnionType):
-        return None if value is None else coerce(key, value, typing.get_args(hint)[0], where)
     if hint is bool:
         text = str(value).lower()
         if text not in ("true", "false"):

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from svd_hybrid.artifact import layout
-from svd_hybrid.artifact.files import directory_bytes
 from svd_hybrid.artifact.jsonfile import readable_json
 from svd_hybrid.artifact.manifest import LinearMerge, Manifest, TensorRecord
 from svd_hybrid.artifact.verify import verify
@@ -148,11 +147,9 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
         writer = ArtifactWriter(staging, config.profile, family.task_names)
         _encode_tensors(family, masks, config, writer, diagnostics, progress)
         diagnostics.notes += [*weights.notes, *family.all_notes(), *masks.notes]
-        manifest, breakdown = finish_artifact(
-            writer, config, family.task_names, weights, diagnostics
-        )
+        manifest = finish_artifact(writer, config, family.task_names, weights, diagnostics)
     measured = config.eval_reconstruction
-    sizes = diagnostics.bytes_report(breakdown)
+    sizes = diagnostics.bytes_report(manifest.breakdown)
     return CompressResult(
         request.artifact_dir,
         manifest,
@@ -266,11 +263,8 @@ def finish_artifact(
     tasks: list[str],
     weights: TaskWeights,
     diagnostics: Diagnostics,
-) -> tuple[Manifest, dict[str, int]]:
+) -> Manifest:
     """Write documents, diagnostics and manifest, and check that all of it reads back.
-
-    Returns:
-        The manifest, and the bytes of the directory by shard folder and document.
 
     Raises:
         ArtifactError: what was written does not read back.
@@ -299,14 +293,4 @@ def finish_artifact(
             where=str(writer.folder),
             fix="check the disk; nothing was published",
         )
-    return manifest, _directory_breakdown(writer.folder, manifest)
-
-
-def _directory_breakdown(folder: Path, manifest: Manifest) -> dict[str, int]:
-    """Bytes by shard folder and document of a finished directory; sums to its size."""
-    breakdown: dict[str, int] = {layout.MANIFEST: (folder / layout.MANIFEST).stat().st_size}
-    for file in manifest.files:
-        key = file.path.split("/", 1)[0]
-        breakdown[key] = breakdown.get(key, 0) + file.bytes
-    assert sum(breakdown.values()) == directory_bytes(folder)
-    return breakdown
+    return manifest

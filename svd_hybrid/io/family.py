@@ -156,12 +156,8 @@ class Family:
     def _note_disagreement(self, name: str, base: Tensor) -> None:
         if name in self.skipped:
             return
-        differing = [
-            task
-            for task, reader in self.tasks.items()
-            if name in reader.infos and not torch.equal(reader.read(name), base)
-        ]
-        if differing:
+        readers = (reader for reader in self.tasks.values() if name in reader.infos)
+        if any(not torch.equal(reader.read(name), base) for reader in readers):
             self.kept_integers.append(name)
 
 

@@ -121,13 +121,11 @@ def run_convert(request: ConvertRequest, progress: Progress | None = None) -> Co
         task_weights = TaskWeights(
             tuple(weights.values()), None if clusters is None else tuple(clusters.values())
         )
-        manifest, breakdown = finish_artifact(
-            writer, config, legacy.tasks, task_weights, diagnostics
-        )
+        manifest = finish_artifact(writer, config, legacy.tasks, task_weights, diagnostics)
     return CompressResult(
         request.artifact_dir,
         manifest,
-        diagnostics.bytes_report(breakdown),
+        diagnostics.bytes_report(manifest.breakdown),
         None,
         dict.fromkeys(legacy.tasks, None),
         weights,

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from svd_hybrid.artifact.files import directory_bytes
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.errors import UsageError
 from svd_hybrid.io.model_writer import (
@@ -134,13 +135,7 @@ def run_reload(
         selection.label,
         artifact.manifest.artifact_id,
         len(infos),
-        _size(output_path),
+        directory_bytes(output_path) if output_path.is_dir() else output_path.stat().st_size,
         time.monotonic() - wall,
         time.process_time() - cpu,
     )
-
-
-def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
