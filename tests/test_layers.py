@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "svd_hybrid"
 LAYERS = [
-    {"errors", "registry", "_callable", "faults", "console"},
+    {"errors", "registry", "patterns", "_callable", "_lazy", "faults", "console"},
     {"numerics"},
     {"codec"},
     {"delta"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"cli", "hydra_entry", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-METHODS_MAY_IMPORT = {"numerics", "delta", "registry", "errors", "methods"}
+METHODS_MAY_IMPORT = {"numerics", "delta", "registry", "patterns", "errors", "_lazy", "methods"}
 
 
 def modules() -> list[Path]:

@@ -25,7 +25,7 @@ def methods(name: str | None, quiet: bool, as_json: bool, debug: bool) -> None:
             "summary": method.summary,
             "source": method.source,
             "per_task_reload": method.per_task_reload,
-            "needs_statistics": method.needs_statistics,
+            "statistics": method.statistics or None,
             "parameters": method.parameters,
         }
         for method in chosen
@@ -37,7 +37,7 @@ def methods(name: str | None, quiet: bool, as_json: bool, debug: bool) -> None:
         (
             method["name"],
             "yes" if method["per_task_reload"] else "no",
-            "yes" if method["needs_statistics"] else "no",
+            method["statistics"] or "no",
             method["summary"],
         )
         for method in facts

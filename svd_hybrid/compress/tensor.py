@@ -82,7 +82,7 @@ def encode_tensor(deltas: Tensor, mask: Tensor | None, config: CompressConfig) -
             mask = None
     method = METHODS[config.method]
     whole = [Region(inside=True, gain=1.0)]
-    regions = whole if mask is None else method.regions(mask, params)
+    regions = whole if mask is None or not method.regions else method.regions(mask, params)
     parts: dict[str, EncodedPart] = {}
     found: dict[bool, EncodedStack] = {}
     task_terms: list[Expr] = []

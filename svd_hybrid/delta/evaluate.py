@@ -14,7 +14,17 @@ from typing import Protocol, assert_never
 import torch
 from torch import Tensor
 
-from svd_hybrid.delta.expr import Dense, Expr, Flat, LowRank, Masked, Scale, Scattered, Sum
+from svd_hybrid.delta.expr import (
+    Dense,
+    Expr,
+    Flat,
+    LowRank,
+    Masked,
+    Scale,
+    Scattered,
+    Sum,
+    Weighted,
+)
 from svd_hybrid.errors import ArtifactError
 from svd_hybrid.numerics.reproducible import ReproducibleProduct, weighted_sum
 
@@ -25,15 +35,22 @@ class Mix:
 
     Args:
         weights: task index → finite weight, in task order; empty for a merge that is stored as
-            such and has no stacked part.
+            such.
+        shared: what terms without a stacked part are multiplied by; None for the sum of weights.
     """
 
     weights: Mapping[int, float]
+    shared: float | None = None
 
     @property
     def total(self) -> float:
         """What terms without a stacked part are multiplied by."""
-        return math.fsum(self.weights.values()) if self.weights else 1.0
+        return math.fsum(self.weights.values()) if self.shared is None else self.shared
+
+    @property
+    def is_task(self) -> bool:
+        """Whether it is one task as it is."""
+        return list(self.weights.values()) == [1.0] and self.total == 1.0
 
 
 class PartSource(Protocol):
@@ -47,6 +64,30 @@ class PartSource(Protocol):
 
     def decode(self, part: str, task: int | None) -> Tensor:
         """The part (rows, columns), float32 or bool; of one task when stacked."""
+
+
+class TensorParts:
+    """Parts as a method made them, in memory and exact (a PartSource).
+
+    Args:
+        parts: by name; (rows, columns) shared or (N, rows, columns) stacked.
+    """
+
+    def __init__(self, parts: Mapping[str, Tensor]) -> None:
+        self.parts = parts
+
+    def is_stacked(self, part: str) -> bool:
+        """Whether the part has one slice per task."""
+        return self.parts[part].ndim == 3
+
+    def shape(self, part: str) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, columns = self.parts[part].shape[-2:]
+        return rows, columns
+
+    def decode(self, part: str, task: int | None) -> Tensor:
+        """The part (of one task)."""
+        return self.parts[part] if task is None else self.parts[part][task]
 
 
 class RowSource(Protocol):
@@ -76,26 +117,46 @@ def evaluate(expr: Expr, parts: PartSource, mix: Mix, shape: tuple[int, int]) ->
             factors = (*parts.shape(left), *parts.shape(right))
             fits = factors == (factors[0], shape[0], factors[0], shape[1])
             _expect(fits, f"product of parts {left!r} and {right!r}", factors, shape)
+            if parts.is_stacked(left) and parts.is_stacked(right) and not mix.is_task:
+                return _task_by_task(expr, parts, mix, shape)
             return _ProductRows(
                 ReproducibleProduct(_leaf(parts, left, mix).T, _leaf(parts, right, mix), limbs),
                 _shared_factor(parts, mix, left, right),
             )
         case Masked(mask, inner, inside):
+            if parts.is_stacked(mask) and not mix.is_task:
+                return _task_by_task(expr, parts, mix, shape)
             return _MaskedRows(
-                _mask(parts, mask, shape, inside), evaluate(inner, parts, mix, shape)
+                _mask(parts, mask, mix, shape, inside), evaluate(inner, parts, mix, shape)
             )
         case Scattered(mask, inner, inside):
-            selected = _mask(parts, mask, shape, inside)
+            if parts.is_stacked(mask) and not mix.is_task:
+                return _task_by_task(expr, parts, mix, shape)
+            selected = _mask(parts, mask, mix, shape, inside)
             count = int(selected.sum())
             return _ScatteredRows(selected, evaluate(inner, parts, mix, (count, 1)))
         case Flat(inner):
             return _FlatRows(evaluate(inner, parts, mix, (math.prod(shape), 1)), shape[1])
         case Scale(factor, inner):
             return _ScaledRows(factor, evaluate(inner, parts, mix, shape))
+        case Weighted(weights, inner):
+            kept = {task: weight * mix.total for task, weight in enumerate(weights) if weight}
+            return evaluate(inner, parts, Mix(kept), shape) if kept else _SumRows([], shape[1])
         case Sum(terms):
             return _SumRows([evaluate(term, parts, mix, shape) for term in terms], shape[1])
         case _ as unreachable:
             assert_never(unreachable)
+
+
+def _task_by_task(expr: Expr, parts: PartSource, mix: Mix, shape: tuple[int, int]) -> RowSource:
+    """The weighted sum of an expression's values per task, for products of stacked parts."""
+    if not mix.weights:
+        raise ArtifactError("an expression has a value per task, but no task was asked for")
+    terms: list[RowSource] = [
+        _ScaledRows(weight, evaluate(expr, parts, Mix({task: 1.0}), shape))
+        for task, weight in mix.weights.items()
+    ]
+    return _SumRows(terms, shape[1])
 
 
 def _expect(fits: bool, what: str, got: tuple[int, ...], want: tuple[int, ...]) -> None:
@@ -109,7 +170,7 @@ def _leaf(parts: PartSource, part: str, mix: Mix) -> Tensor:
         return _numbers(parts, part, None)
     if not mix.weights:
         raise ArtifactError(f"part {part!r} has a slice per task, but no task was asked for")
-    if list(mix.weights.values()) == [1.0]:
+    if mix.is_task:
         return _numbers(parts, part, next(iter(mix.weights)))
     terms = ((weight, _numbers(parts, part, task)) for task, weight in mix.weights.items())
     mixed = weighted_sum(terms).to(torch.float32)
@@ -126,18 +187,13 @@ def _numbers(parts: PartSource, part: str, task: int | None) -> Tensor:
 
 
 def _shared_factor(parts: PartSource, mix: Mix, *names: str) -> float:
-    """Total weight for a term without stacked leaf; 1 when its one stacked leaf carries it."""
-    stacked = sum(parts.is_stacked(name) for name in names)
-    if stacked > 1:
-        raise ArtifactError(f"expression multiplies two parts with a slice per task: {names}")
-    return 1.0 if stacked else mix.total
+    """Total weight for a term without stacked leaf; 1 when a stacked leaf carries it."""
+    return 1.0 if any(parts.is_stacked(name) for name in names) else mix.total
 
 
-def _mask(parts: PartSource, part: str, shape: tuple[int, int], inside: bool) -> Tensor:
+def _mask(parts: PartSource, part: str, mix: Mix, shape: tuple[int, int], inside: bool) -> Tensor:
     _expect(parts.shape(part) == shape, f"mask {part!r}", parts.shape(part), shape)
-    if parts.is_stacked(part):
-        raise ArtifactError(f"mask {part!r} has a slice per task; a mask is shared")
-    mask = parts.decode(part, None)
+    mask = parts.decode(part, next(iter(mix.weights)) if parts.is_stacked(part) else None)
     if mask.dtype != torch.bool:
         raise ArtifactError(f"part {part!r} is used as a mask but is not one")
     return mask if inside else ~mask

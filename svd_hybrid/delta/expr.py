@@ -1,9 +1,9 @@
 """The closed vocabulary of expressions.
 
 An expression gives the delta of one tensor as a matrix (rows, columns) from named parts. A part is
-either shared by all tasks or stacked (one slice per task); every expression is linear in its
-stacked parts, so with task weights w the same expression gives the weighted merge: stacked leaves
-become sum_t w_t * slice_t, and terms without a stacked leaf are multiplied by sum_t w_t.
+either shared by all tasks or stacked (one slice per task). With task weights w an expression gives
+sum_t w_t * (its value for task t); where only one stacked leaf is involved that is computed by
+mixing the leaf, sum_t w_t * slice_t, and terms without any are multiplied by sum_t w_t.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Masked:
-    """delta = inner where the mask is True (`inside`) or False (not `inside`), else 0."""
+    """delta = inner where the mask is True (`inside`) or False (not `inside`), else 0.
+
+    The mask is shared, or stacked: then each task has its own.
+    """
 
     mask: str
     inner: Expr
@@ -66,13 +69,21 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
+class Weighted:
+    """delta = sum_t weights[t] * (inner for task t): a merge of what `inner` gives per task."""
+
+    weights: tuple[float, ...]
+    inner: Expr
+
+
+@dataclass(frozen=True, slots=True)
 class Sum:
     """delta = the terms added in order; no terms give 0."""
 
     terms: tuple[Expr, ...]
 
 
-Expr: TypeAlias = Dense | LowRank | Masked | Scattered | Flat | Scale | Sum
+Expr: TypeAlias = Dense | LowRank | Masked | Scattered | Flat | Scale | Weighted | Sum
 
 
 def parts_of(expr: Expr) -> Iterator[str]:
@@ -86,10 +97,33 @@ def parts_of(expr: Expr) -> Iterator[str]:
         case Masked(mask, inner) | Scattered(mask, inner):
             yield mask
             yield from parts_of(inner)
-        case Flat(inner) | Scale(_, inner):
+        case Flat(inner) | Scale(_, inner) | Weighted(_, inner):
             yield from parts_of(inner)
         case Sum(terms):
             for term in terms:
                 yield from parts_of(term)
+        case _ as unreachable:
+            assert_never(unreachable)
+
+
+def renamed(expr: Expr, prefix: str) -> Expr:
+    """The expression with `prefix` put before the name of every part."""
+    match expr:
+        case Dense(part):
+            return Dense(prefix + part)
+        case LowRank(left, right, limbs):
+            return LowRank(prefix + left, prefix + right, limbs)
+        case Masked(mask, inner, inside):
+            return Masked(prefix + mask, renamed(inner, prefix), inside)
+        case Scattered(mask, inner, inside):
+            return Scattered(prefix + mask, renamed(inner, prefix), inside)
+        case Flat(inner):
+            return Flat(renamed(inner, prefix))
+        case Scale(factor, inner):
+            return Scale(factor, renamed(inner, prefix))
+        case Weighted(weights, inner):
+            return Weighted(weights, renamed(inner, prefix))
+        case Sum(terms):
+            return Sum(tuple(renamed(term, prefix) for term in terms))
         case _ as unreachable:
             assert_never(unreachable)

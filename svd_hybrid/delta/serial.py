@@ -5,11 +5,21 @@ from __future__ import annotations
 import sys
 from typing import Any, assert_never
 
-from svd_hybrid.delta.expr import Dense, Expr, Flat, LowRank, Masked, Scale, Scattered, Sum
+from svd_hybrid.delta.expr import (
+    Dense,
+    Expr,
+    Flat,
+    LowRank,
+    Masked,
+    Scale,
+    Scattered,
+    Sum,
+    Weighted,
+)
 from svd_hybrid.errors import ArtifactError, VersionError
 
 DEEPEST = 16
-KNOWN_OPS = ("dense", "low-rank", "masked", "scattered", "flat", "scale", "sum")
+KNOWN_OPS = ("dense", "low-rank", "masked", "scattered", "flat", "scale", "weighted", "sum")
 
 
 def expr_to_json(expr: Expr) -> dict[str, Any]:
@@ -27,6 +37,8 @@ def expr_to_json(expr: Expr) -> dict[str, Any]:
             return {"op": "flat", "inner": expr_to_json(inner)}
         case Scale(factor, inner):
             return {"op": "scale", "factor": factor, "inner": expr_to_json(inner)}
+        case Weighted(weights, inner):
+            return {"op": "weighted", "weights": list(weights), "inner": expr_to_json(inner)}
         case Sum(terms):
             return {"op": "sum", "terms": [expr_to_json(term) for term in terms]}
         case _ as unreachable:
@@ -71,10 +83,15 @@ def expr_from_json(record: Any, depth: int = 0) -> Expr:
             return Scattered(mask, expr_from_json(inner, depth + 1), inside)
         case {"op": "flat", "inner": inner, **rest} if not rest:
             return Flat(expr_from_json(inner, depth + 1))
-        case {"op": "scale", "factor": float(factor) | int(factor), "inner": inner, **rest} if (
-            not rest and type(factor) is not bool and abs(factor) <= sys.float_info.max
+        case {"op": "scale", "factor": factor, "inner": inner, **rest} if not rest and _is_finite(
+            factor
         ):
             return Scale(float(factor), expr_from_json(inner, depth + 1))
+        case {"op": "weighted", "weights": list(weights), "inner": inner, **rest} if (
+            not rest and all(_is_finite(weight) for weight in weights)
+        ):
+            numbers = tuple(float(weight) for weight in weights)
+            return Weighted(numbers, expr_from_json(inner, depth + 1))
         case {"op": "sum", "terms": list(terms), **rest} if not rest:
             return Sum(tuple(expr_from_json(term, depth + 1) for term in terms))
         case {"op": str(op)} if op not in KNOWN_OPS:
@@ -82,3 +99,8 @@ def expr_from_json(record: Any, depth: int = 0) -> Expr:
                 f"unknown expression {op!r}", fix="read this artifact with a newer svdh"
             )
     raise ArtifactError(f"malformed expression {str(record)[:120]}")
+
+
+def _is_finite(number: Any) -> bool:
+    """Whether JSON gave a number that float64 holds."""
+    return type(number) in (int, float) and abs(number) <= sys.float_info.max

@@ -1,13 +1,19 @@
-"""What a merge method is: a row of facts plus pure functions over one tensor's deltas."""
+"""What a merge method is: a row of facts plus pure functions over one tensor's deltas.
+
+A method sees the deltas of one tensor and returns named parts and expressions over them; which
+codec stores the parts, and in what file, is not its business.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from svd_hybrid.delta.expr import Expr
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +30,82 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorContext:
+    """What a rule may know about one tensor besides its deltas.
+
+    Args:
+        name: of the tensor.
+        tasks: task names in order.
+        base: the base tensor, in its own dtype.
+        weights: one finite factor per task, in task order; 1 each unless the user set them.
+            Already applied to the deltas unless the method handles weights itself.
+        densities: one density per task where the user set them apart; else empty.
+        scan: what the method's `scan` returned; None without one.
+        statistics: per task the second moment (n,) of the tensor's inputs or their Gram (n, n),
+            float32; None where there is none for this tensor.
+        masks: (N, *shape) bool, True = keep, given by the user; None without.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    base: Tensor
+    weights: tuple[float, ...]
+    densities: tuple[float, ...] = ()
+    scan: Any = None
+    statistics: Sequence[Tensor] | None = None
+    masks: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What a rule made of one tensor.
+
+    Args:
+        parts: by name; (rows, columns) shared or (N, rows, columns) with a slice per task; float32
+            (float64 for a float64 base), bool for masks. The last component of a name is its role:
+            `merged`, `coeff_…`, `basis_…`, `mask…`.
+        merged: the merged delta before `scaling`, over the names of `parts`.
+        task: the delta of one task; None when the method cannot give it back.
+    """
+
+    parts: Mapping[str, Tensor]
+    merged: Expr
+    task: Expr | None = None
+
+
+class TensorStream(Protocol):
+    """The tensors a scan may read, one at a time and as often as it likes."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, TensorContext]]:
+        """Deltas (N, *shape) and context of each tensor, by ascending name."""
+
+    @property
+    def scalars(self) -> int:
+        """Scalars of one task's deltas over all these tensors."""
+
+
+@dataclass(frozen=True, slots=True)
 class MergeMethod:
-    """A merge that is a weighted sum of stored task deltas.
+    """A merge rule.
 
     Args:
         name: id in manifests, kebab-case.
         version: +1 when equal inputs give other numbers.
         summary: what it does, one sentence.
         source: paper and equation this file implements.
-        params: frozen dataclass: names, types, defaults, checks in __post_init__.
-        regions: how a masked tensor is cut: (combined mask, params) → regions to store. An empty
-            list stores nothing.
+        params: frozen dataclass: names, types, defaults, checks in __post_init__; has `scaling`.
+        merge: (deltas (N, *shape), params, context) → parts and expressions. None for a linear
+            method, whose merge is a weighted sum of the stored task deltas.
+        scan: first pass over all tensors that share one set of parameters, for rules that need
+            model-wide numbers; its result arrives as `context.scan`.
+        regions: for linear methods, how a masked tensor is cut: (combined mask, params) → regions
+            to store. An empty list stores nothing.
+        weights: what a task counts without the user's word: `average` 1 / N each, `sum` 1 each.
+        own_weights: the method reads `context.weights` itself instead of getting scaled deltas.
         per_task_reload: whether single fine-tunes can be rebuilt from its artifact.
-        needs_statistics: whether it needs layer statistics of the models.
+        statistics: which layer statistics it reads, if its parameters ask for them.
+        takes_masks: what a mask folder is used for: one `combined` mask per tensor, one mask per
+            task and tensor, or nothing.
     """
 
     name: str
@@ -44,19 +113,43 @@ class MergeMethod:
     summary: str
     source: str
     params: type[Any]
-    regions: Callable[[Tensor, Any], list[Region]]
-    per_task_reload: bool = True
-    needs_statistics: bool = False
+    merge: Callable[[Tensor, Any, TensorContext], MergeResult] | None = None
+    scan: Callable[[TensorStream, Any], Any] | None = None
+    regions: Callable[[Tensor, Any], list[Region]] | None = None
+    weights: Literal["average", "sum"] = "sum"
+    own_weights: bool = False
+    per_task_reload: bool = False
+    statistics: Literal["", "moment", "gram"] = ""
+    takes_masks: Literal["", "combined", "per-task"] = ""
+
+    @property
+    def linear(self) -> bool:
+        """Whether its merge is weights over the stored task deltas."""
+        return self.merge is None
 
     @property
     def parameters(self) -> list[dict[str, Any]]:
         """Name, type, default and help of every parameter, for people and `--json`."""
         return [
             {
-                "name": field.name,
-                "type": str(field.type).removeprefix("Literal"),
-                "default": field.default,
-                "help": field.metadata.get("help", ""),
+                "name": entry.name,
+                "type": str(entry.type).removeprefix("Literal"),
+                "default": entry.default,
+                "help": entry.metadata.get("help", ""),
             }
-            for field in fields(self.params)
+            for entry in fields(self.params)
         ]
+
+
+def parameter(default: Any, help_text: str) -> Any:
+    """A dataclass field with the help that `svdh methods` prints."""
+    return field(default=default, metadata={"help": help_text})
+
+
+def kind_of(shape: Sequence[int]) -> Literal["matrix", "vector", "conv"]:
+    """Parameter class by number of axes (methods.md §0.3).
+
+    >>> kind_of((4, 3)), kind_of((4,)), kind_of((4, 3, 2, 2))
+    ('matrix', 'vector', 'conv')
+    """
+    return "matrix" if len(shape) == 2 else "vector" if len(shape) < 2 else "conv"

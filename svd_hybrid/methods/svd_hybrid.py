@@ -96,4 +96,7 @@ SVD_HYBRID = MergeMethod(
     source="mgradyn/SVD-Quantization-Task-Merging, method document; masks: arXiv 2405.07813",
     params=SvdHybridParams,
     regions=regions,
+    weights="average",
+    per_task_reload=True,
+    takes_masks="combined",
 )
