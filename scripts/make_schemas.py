@@ -34,6 +34,8 @@ def type_schema(hint: Any) -> dict[str, Any]:
         return {"anyOf": [type_schema(choice) for choice in typing.get_args(hint)]}
     if hint is types.NoneType:
         return {"type": "null"}
+    if typing.get_origin(hint) is tuple:
+        return {"type": "array", "items": type_schema(typing.get_args(hint)[0])}
     return {"type": JSON_TYPES[hint]}
 
 
@@ -42,9 +44,10 @@ def keys_of(params: type[Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(params)
     keys = {}
     for field in fields(params):
-        if field.name == "parameters":
-            continue  # where the keys of method and profile are kept
-        default = {} if field.default is MISSING else {"default": field.default}
+        if field.name in ("parameters", "overrides"):
+            continue  # where the keys of method and profile are kept; rules for single tensors
+        value = list(field.default) if isinstance(field.default, tuple) else field.default
+        default = {} if field.default is MISSING else {"default": value}
         keys[field.name] = (
             type_schema(hints[field.name]) | default | {"description": field.metadata["help"]}
         )
@@ -80,6 +83,19 @@ def config_schema() -> dict[str, Any]:
         "uniqueItems": True,
         "items": {"type": "string", "minLength": 1},
         "description": "task names in order",
+    }
+    own["overrides"] = {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "required": ["tensors"],
+            "properties": {
+                "tensors": {"type": "array", "minItems": 1, "items": {"type": "string"}},
+                "tasks": {"type": "array", "minItems": 1, "items": {"type": "string"}},
+            },
+        },
+        "default": [],
+        "description": "parameters for the tensors whose names fit a pattern",
     }
     of_method, method_rules = choices("method", {m.name: m.params for m in METHODS.values()})
     of_profile, profile_rules = choices("profile", PROFILE_PARAMS)

@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from svd_hybrid.cli.original import original, run
-from svd_hybrid.compress.config import normalise_keys
+from svd_hybrid.compress.config_file import normalise_keys
 from svd_hybrid.console import PATH, common_options, overwrite_option
 from svd_hybrid.errors import StorageError, UsageError
 from svd_hybrid.faults import run_guarded

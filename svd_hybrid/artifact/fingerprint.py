@@ -45,7 +45,15 @@ def check_tensor(record: TensorRecord, tensor: Tensor, path: Path) -> None:
     Raises:
         BaseMismatchError: it differs in a bit.
     """
-    digest = tensor_digest(tensor)
+    check_digest(record, tensor_digest(tensor), path)
+
+
+def check_digest(record: TensorRecord, digest: str, path: Path) -> None:
+    """Compare the `tensor_digest` of one base tensor.
+
+    Raises:
+        BaseMismatchError: it differs.
+    """
     if digest != record.sha256:
         raise BaseMismatchError(
             WHAT,

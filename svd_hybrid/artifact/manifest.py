@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from svd_hybrid.artifact import layout
 from svd_hybrid.artifact.jsonfile import canonical_json
 from svd_hybrid.artifact.schema import validate
-from svd_hybrid.delta.expr import parts_of
+from svd_hybrid.delta.expr import parts_of, weights_of
 from svd_hybrid.delta.serial import expr_from_json
-from svd_hybrid.errors import ArtifactError, UnknownNameError, VersionError
+from svd_hybrid.errors import ArtifactError, UnknownNameError, UsageError, VersionError
 from svd_hybrid.registry import did_you_mean
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -60,6 +60,8 @@ class TensorRecord:
         task: expression (JSON) of a task's delta; None when it is zero for every task.
         blend: expression of the delta a linear merge sums, where it differs from `task`
             (a shrunk noise region); else None.
+        merges: merge name → `MergedTensor` JSON: `merged`, and `task` where single tasks come back
+            from it; a stored merge that is not named here leaves the tensor as it is.
         buffer: a running statistic: merged with weights that sum to 1, never scaled.
         alias: name of an earlier tensor with the same content in base and tasks, stored once.
     """
@@ -71,6 +73,7 @@ class TensorRecord:
     parts: Mapping[str, PartRecord]
     task: Mapping[str, Any] | None = None
     blend: Mapping[str, Any] | None = None
+    merges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     buffer: bool = False
     alias: str | None = None
 
@@ -87,9 +90,17 @@ class TensorRecord:
         for key in ("task", "blend", "alias"):
             if getattr(self, key) is not None:
                 record[key] = getattr(self, key)
+        if self.merges:
+            record["merges"] = {name: dict(entry) for name, entry in self.merges.items()}
         if self.buffer:
             record["buffer"] = True
         return record
+
+    @property
+    def expressions(self) -> list[Mapping[str, Any]]:
+        """Every expression (JSON) over its parts."""
+        own = [expr for expr in (self.task, self.blend) if expr is not None]
+        return own + [expr for entry in self.merges.values() for expr in entry.values()]
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> TensorRecord:
@@ -103,6 +114,7 @@ class TensorRecord:
             parts=parts,
             task=record.get("task"),
             blend=record.get("blend"),
+            merges=record.get("merges", {}),
             buffer=record.get("buffer", False),
             alias=record.get("alias"),
         )
@@ -116,22 +128,71 @@ class LinearMerge:
         method: id and version of the rule that chose the weights; provenance only.
         weights: one finite number per task, in task order.
         scaling: factor on the merged delta (not on buffers).
+        parameters: of the method; provenance only.
+        dtype: of the float tensors of the result, when not the base's.
     """
 
     method: str
     method_version: int
     weights: tuple[float, ...]
     scaling: float
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The manifest record."""
-        return {
-            "kind": "linear",
-            "method": self.method,
-            "method_version": self.method_version,
-            "weights": list(self.weights),
-            "scaling": self.scaling,
-        }
+        return {"kind": "linear", "weights": list(self.weights)} | _merge_facts(self)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMerge:
+    """A merge with expressions of its own in every tensor it changes.
+
+    Args:
+        method, method_version, parameters: provenance only.
+        scaling: factor on the merged delta (not on buffers).
+        tasks: whether single tasks come back from it, through the `task` expressions.
+        task_gains: factor on each task's delta, in task order; empty for none.
+        dtype: of the float tensors of the result, when not the base's.
+    """
+
+    method: str
+    method_version: int
+    scaling: float
+    tasks: bool = False
+    task_gains: tuple[float, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest record."""
+        record: dict[str, Any] = {"kind": "stored", "tasks": self.tasks} | _merge_facts(self)
+        if self.task_gains:
+            record["task_gains"] = list(self.task_gains)
+        return record
+
+
+Merge: TypeAlias = LinearMerge | StoredMerge
+
+
+def _merge_facts(merge: Merge) -> dict[str, Any]:
+    """What both kinds of merge record."""
+    facts: dict[str, Any] = {
+        "method": merge.method,
+        "method_version": merge.method_version,
+        "scaling": merge.scaling,
+    }
+    if merge.parameters:
+        facts["parameters"] = dict(merge.parameters)
+    return facts if merge.dtype is None else facts | {"dtype": merge.dtype}
+
+
+def _merge_from_json(record: Mapping[str, Any]) -> Merge:
+    facts = {key: value for key, value in record.items() if key != "kind"}
+    for key in ("weights", "task_gains"):
+        if key in facts:
+            facts[key] = tuple(facts[key])
+    return LinearMerge(**facts) if record["kind"] == "linear" else StoredMerge(**facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +220,17 @@ class Manifest:
         codecs: codec records, named by index from the parts.
         tensors: every tensor of the base, by ascending name.
         files: every other file of the directory, by ascending path.
+        holds_tasks: whether the `task` expressions of the tensors give every fine-tune.
     """
 
     profile: str
     tasks: tuple[str, ...]
-    merges: Mapping[str, LinearMerge]
+    merges: Mapping[str, Merge]
     default_merge: str
     codecs: tuple[Mapping[str, Any], ...]
     tensors: tuple[TensorRecord, ...]
     files: tuple[FileRecord, ...]
+    holds_tasks: bool = True
 
     def to_bytes(self) -> bytes:
         """Canonical JSON, sealed by its own checksum."""
@@ -184,6 +247,7 @@ class Manifest:
                     "tensors": [tensor.to_json() for tensor in self.tensors],
                     "files": [file.to_json() for file in self.files],
                 }
+                | ({} if self.holds_tasks else {"holds_tasks": False})
             )
         )
 
@@ -214,7 +278,7 @@ class Manifest:
         """
         return _index(task, self.tasks, "task")
 
-    def merge(self, name: str | None) -> LinearMerge:
+    def merge(self, name: str | None) -> Merge:
         """The named merge, or the default one.
 
         Raises:
@@ -222,6 +286,31 @@ class Manifest:
         """
         names = list(self.merges)
         return self.merges[names[_index(name or self.default_merge, names, "merge")]]
+
+    def tasks_from(self, name: str | None) -> str | None:
+        """Which merge's expressions single tasks come from; None for the tensors' own.
+
+        Args:
+            name: a merge that was asked for; None for wherever they are: the stored tasks, else
+                the default merge, else the first merge that has them.
+
+        Raises:
+            UnknownNameError: the artifact has no such merge.
+            UsageError: single tasks cannot be rebuilt from it.
+        """
+        if name is None and self.holds_tasks:
+            return None
+        first = [self.default_merge, *sorted(self.merges)]
+        for candidate in first if name is None else [name]:
+            merge = self.merge(candidate)
+            if isinstance(merge, StoredMerge) and merge.tasks:
+                return candidate
+        raise UsageError(
+            f"merge {name!r} does not hold single tasks" if name else "no single task is stored",
+            fix="drop --merge to use the stored tasks"
+            if self.holds_tasks
+            else "compress again with --store-tasks on",
+        )
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,12 +352,7 @@ def manifest_from_json(record: Any, where: str) -> Manifest:
         )
     validate(record, "manifest-v1", where)
     _check_seal(record, where)
-    merges = {
-        name: LinearMerge(
-            merge["method"], merge["method_version"], tuple(merge["weights"]), merge["scaling"]
-        )
-        for name, merge in record["merges"].items()
-    }
+    merges = {name: _merge_from_json(merge) for name, merge in record["merges"].items()}
     manifest = Manifest(
         profile=record["profile"],
         tasks=tuple(record["tasks"]),
@@ -277,6 +361,7 @@ def manifest_from_json(record: Any, where: str) -> Manifest:
         codecs=tuple(record["codecs"]),
         tensors=tuple(TensorRecord.from_json(tensor) for tensor in record["tensors"]),
         files=tuple(FileRecord(**file) for file in record["files"]),
+        holds_tasks=record.get("holds_tasks", True),
     )
     _check_consistent(manifest, where)
     return manifest
@@ -309,9 +394,14 @@ def _check_consistent(manifest: Manifest, where: str) -> None:
     require(paths == sorted(set(paths)), "files are not in ascending order of distinct paths")
     require(manifest.default_merge in manifest.merges, "default_merge names no merge")
     for name, merge in manifest.merges.items():
+        numbers = merge.weights if isinstance(merge, LinearMerge) else merge.task_gains
         require(
-            len(merge.weights) == len(manifest.tasks),
-            f"merge {name!r} has {len(merge.weights)} weights for {len(manifest.tasks)} tasks",
+            len(numbers) == len(manifest.tasks) or (isinstance(merge, StoredMerge) and not numbers),
+            f"merge {name!r} has {len(numbers)} weights for {len(manifest.tasks)} tasks",
+        )
+        require(
+            manifest.holds_tasks or isinstance(merge, StoredMerge),
+            f"merge {name!r} weighs tasks that are not stored",
         )
     by_name = {tensor.name: tensor for tensor in manifest.tensors}
     for tensor in manifest.tensors:
@@ -320,11 +410,26 @@ def _check_consistent(manifest: Manifest, where: str) -> None:
                 part.codec < len(manifest.codecs),
                 f"tensor {tensor.name!r}, part {part_name!r}: codec {part.codec} is not listed",
             )
-        for expression in (tensor.task, tensor.blend):
-            if expression is not None:
-                unknown = set(parts_of(expr_from_json(expression))) - set(tensor.parts)
-                require(not unknown, f"tensor {tensor.name!r}: no parts {sorted(unknown)}")
-        stores = bool(tensor.parts) or tensor.task is not None or tensor.blend is not None
+        for merge_name, entry in tensor.merges.items():
+            known = manifest.merges.get(merge_name)
+            require(
+                isinstance(known, StoredMerge) and known.tasks == ("task" in entry),
+                f"tensor {tensor.name!r} has expressions of merge {merge_name!r}, "
+                "which the manifest describes otherwise",
+            )
+        for expression in tensor.expressions:
+            expr = expr_from_json(expression)
+            unknown = set(parts_of(expr)) - set(tensor.parts)
+            require(not unknown, f"tensor {tensor.name!r}: no parts {sorted(unknown)}")
+            require(
+                all(len(weights) == len(manifest.tasks) for weights in weights_of(expr)),
+                f"tensor {tensor.name!r}: an expression weighs another number of tasks",
+            )
+        stores = bool(tensor.parts) or bool(tensor.expressions)
+        require(
+            manifest.holds_tasks or (tensor.task is None and tensor.blend is None),
+            f"tensor {tensor.name!r} holds tasks, the manifest says that it does not",
+        )
         require(
             tensor.dtype in FLOATS or not (stores or tensor.alias),
             f"tensor {tensor.name!r} is {tensor.dtype}, so it has no delta",

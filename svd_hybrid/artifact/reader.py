@@ -11,6 +11,7 @@ from torch import Tensor
 from svd_hybrid.artifact.files import check_file, read_manifest
 from svd_hybrid.artifact.layout import SHARD_PATTERN, array_name
 from svd_hybrid.artifact.manifest import Manifest, PartRecord, TensorRecord
+from svd_hybrid.artifact.writer import EncodedPart
 from svd_hybrid.codec import Codec, codec_from_json
 from svd_hybrid.errors import ArtifactError
 
@@ -112,6 +113,19 @@ class ArtifactParts:
         """Rows and columns."""
         record = self._part(part)
         return record.rows, record.columns
+
+    def encoded(self) -> dict[str, EncodedPart]:
+        """All parts as they are stored, to be put into another artifact."""
+        stored = {}
+        for name, record in self.record.parts.items():
+            codec = self.reader.codecs[record.codec]
+            slices = len(self.reader.manifest.tasks) if record.stacked else 1
+            arrays = {
+                array: self.reader.array(array_name(self.ordinal, name, array), None)
+                for array in codec.layout((slices, record.rows, record.columns))
+            }
+            stored[name] = EncodedPart(codec, record.rows, record.columns, record.stacked, arrays)
+        return stored
 
     def decode(self, part: str, task: int | None) -> Tensor:
         """The part (of one task), float32 or bool.

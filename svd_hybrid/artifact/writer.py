@@ -17,8 +17,8 @@ from svd_hybrid.artifact import layout
 from svd_hybrid.artifact.layout import SHARD_BYTES, array_name, shard_folder
 from svd_hybrid.artifact.manifest import (
     FileRecord,
-    LinearMerge,
     Manifest,
+    Merge,
     PartRecord,
     TensorRecord,
 )
@@ -60,10 +60,14 @@ class ArtifactWriter:
         folder: an empty staging directory.
         profile: name of the codec choices, for the manifest.
         tasks: task names in order.
+        holds_tasks: whether the `task` expressions give every fine-tune.
     """
 
-    def __init__(self, folder: Path, profile: str, tasks: list[str]) -> None:
+    def __init__(
+        self, folder: Path, profile: str, tasks: list[str], *, holds_tasks: bool = True
+    ) -> None:
         self.folder = folder
+        self.holds_tasks = holds_tasks
         self.profile = profile
         self.tasks = tuple(tasks)
         self._codecs: list[dict[str, object]] = []
@@ -76,8 +80,9 @@ class ArtifactWriter:
         record: TensorRecord,
         parts: Mapping[str, EncodedPart],
         *,
-        task: dict[str, Any] | None = None,
-        blend: dict[str, Any] | None = None,
+        task: Mapping[str, Any] | None = None,
+        blend: Mapping[str, Any] | None = None,
+        merges: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Store one tensor; they must come by ascending name.
 
@@ -86,6 +91,7 @@ class ArtifactWriter:
             parts: encoded parts by name; none when no task changed it.
             task: expression (JSON) of a task's delta.
             blend: expression a linear merge sums, where it differs.
+            merges: expressions of stored merges, by their name.
         """
         ordinal = len(self._tensors)
         stored: dict[str, PartRecord] = {}
@@ -97,7 +103,9 @@ class ArtifactWriter:
                 self._buffers[folder][array_name(ordinal, name, array)] = tensor
             if _bytes(self._buffers[folder]) >= SHARD_BYTES:
                 self._flush(folder)
-        self._tensors.append(replace(record, parts=stored, task=task, blend=blend))
+        self._tensors.append(
+            replace(record, parts=stored, task=task, blend=blend, merges=merges or {})
+        )
 
     def add_alias(self, record: TensorRecord, alias: str) -> None:
         """Store nothing for a tensor that is an earlier one's twin in base and tasks."""
@@ -105,7 +113,7 @@ class ArtifactWriter:
 
     def finish(
         self,
-        merges: Mapping[str, LinearMerge],
+        merges: Mapping[str, Merge],
         default_merge: str,
         documents: Mapping[str, bytes],
         diagnostics: Callable[[dict[str, int]], bytes],
@@ -141,7 +149,7 @@ class ArtifactWriter:
         return manifest
 
     def _manifest(
-        self, merges: Mapping[str, LinearMerge], default_merge: str, diagnostics: FileRecord
+        self, merges: Mapping[str, Merge], default_merge: str, diagnostics: FileRecord
     ) -> Manifest:
         files = sorted([*self._files, diagnostics], key=lambda file: file.path)
         return Manifest(
@@ -152,6 +160,7 @@ class ArtifactWriter:
             tuple(self._codecs),
             tuple(self._tensors),
             tuple(files),
+            self.holds_tasks,
         )
 
     def _codec_index(self, codec: Codec) -> int:

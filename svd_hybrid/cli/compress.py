@@ -10,12 +10,8 @@ import click
 
 from svd_hybrid.cli.options import WordsCommand, config_options, given
 from svd_hybrid.cli.reporter import number, print_table
-from svd_hybrid.compress.config import (
-    OPTIONAL_PATHS,
-    CompressConfig,
-    read_config_file,
-    resolve_config,
-)
+from svd_hybrid.compress.config import OPTIONAL_PATHS, CompressConfig, resolve_config
+from svd_hybrid.compress.config_file import read_config_file
 from svd_hybrid.console import (
     PATH,
     base_option,
@@ -27,6 +23,7 @@ from svd_hybrid.console import (
     size,
 )
 from svd_hybrid.errors import UsageError
+from svd_hybrid.methods import METHODS
 
 if TYPE_CHECKING:
     from svd_hybrid.compress.run import CompressRequest, CompressResult
@@ -50,6 +47,19 @@ if TYPE_CHECKING:
 @click.option("--mask-dir", type=PATH, metavar="DIR", help="Per-task masks, or one TALL_mask file.")
 @click.option(
     "--performance-file", type=PATH, metavar="FILE", help="JSON object: task → accuracy in [0, 1]."
+)
+@click.option(
+    "--statistics-dir",
+    type=PATH,
+    metavar="DIR",
+    help="Layer statistics, <task>.safetensors each, for methods that read them.",
+)
+@click.option(
+    "--from-artifact",
+    type=PATH,
+    metavar="DIR",
+    help="An artifact of this base: its content is kept beside the new merge, and without --tasks "
+    "its fine-tunes are what is merged.",
 )
 @click.option(
     "--config",
@@ -109,6 +119,7 @@ def build_request(
         UsageError: something needed is missing, or a key is unknown.
     """
     from svd_hybrid.compress.run import CompressRequest
+    from svd_hybrid.compress.task_weights import weights_by_task
 
     file_path = values.get("config_file")
     if record is None and file_path:
@@ -118,41 +129,63 @@ def build_request(
     for key in OPTIONAL_PATHS:
         from_file.pop(key, None)
     listed = from_file.pop("tasks", [])
-    base = values["base"] or paths.get("base_model_path")
-    artifact_dir = values["artifact_dir"] or paths.get("artifact_dir")
+    base, artifact_dir, from_artifact = (
+        values.get(option) or paths.get(key)
+        for option, key in (
+            ("base", "base_model_path"),
+            ("artifact_dir", "artifact_dir"),
+            ("from_artifact", "from_artifact"),
+        )
+    )
     if base is None:
         raise UsageError("no base given", fix="pass --base-model-path PATH")
     if artifact_dir is None:
         raise UsageError("no artifact directory given", fix="pass --artifact-dir DIR")
-    tasks = resolve_tasks(
-        list(values["tasks"]) or _task_list(listed, where),
-        values["task_paths"],
-        values["checkpoint_dir"] or paths.get("checkpoint_dir"),
-    )
+    names = list(values["tasks"]) or _task_list(listed, where)
+    tasks: dict[str, Path] = {}
+    if names or values["task_paths"] or from_artifact is None:
+        checkpoint_dir = values["checkpoint_dir"] or paths.get("checkpoint_dir")
+        tasks = resolve_tasks(names, values["task_paths"], checkpoint_dir)
+    for given_weights, source in ((from_file, where), (values, "command line")):
+        weights = given_weights.get("weights")
+        if isinstance(weights, str) and "=" in weights:
+            weights = dict(_assignment(entry) for entry in weights.split(","))
+        if isinstance(weights, Mapping):
+            given_weights["weights"] = weights_by_task(weights, list(tasks), source)
+    config = merged_config(from_file, where, values, adds_merge=from_artifact is not None)
     return CompressRequest(
         base,
         tasks,
         artifact_dir,
-        merged_config(from_file, where, values),
-        values["mask_dir"] or paths.get("mask_dir"),
-        values["performance_file"] or paths.get("performance_file"),
-        overwrite,
+        config,
+        **{
+            key: values.get(key) or paths.get(key)
+            for key in ("mask_dir", "performance_file", "statistics_dir")
+        },
+        from_artifact=from_artifact,
+        overwrite=overwrite,
     )
 
 
-def merged_config(from_file: dict[str, Any], where: str, values: dict[str, Any]) -> CompressConfig:
-    """Defaults < file < `--set` < options."""
+def merged_config(
+    from_file: dict[str, Any], where: str, values: dict[str, Any], *, adds_merge: bool = False
+) -> CompressConfig:
+    """Defaults < file < `--set` < options; an added merge is named after its method by default."""
     if from_file:
         resolve_config(from_file, where)  # its own mistakes are reported against the file
-    assigned = dict(_assignment(text) for text in values.get("assignments", ()))
-    return resolve_config(from_file | assigned | given(values), "command line")
+    pairs = (_assignment(text) for text in values.get("assignments", ()))
+    assigned: dict[str, Any] = {key.replace("-", "_"): value for key, value in pairs}
+    wanted = from_file | assigned | given(values)
+    if adds_merge and "method" in wanted:
+        wanted.setdefault("merge_name", METHODS[wanted["method"]].name)
+    return resolve_config(wanted, "command line")
 
 
 def _assignment(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise UsageError(f"--set {text!r} has no '='", fix="write --set KEY=VALUE")
-    return key.strip().replace("-", "_"), value.strip()
+        raise UsageError(f"{text!r} has no '='", fix="write --set KEY=VALUE")
+    return key.strip(), value.strip()
 
 
 def _task_list(listed: Any, where: str) -> list[str]:

@@ -63,7 +63,7 @@ def _facts(manifest: Manifest, total: int, diagnostics: dict[str, Any]) -> dict[
             name: {
                 "method": merge.method,
                 "scaling": merge.scaling,
-                "weights": dict(zip(manifest.tasks, merge.weights, strict=True)),
+                "weights": dict(zip(manifest.tasks, getattr(merge, "weights", ()), strict=False)),
             }
             for name, merge in manifest.merges.items()
         },
@@ -109,7 +109,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
         (
             task,
             number(error["relative_error"], ".3e"),
-            *(number(merge["weights"][task]) for merge in merges.values()),
+            *(number(merge["weights"].get(task)) for merge in merges.values()),
         )
         for task, error in facts["tasks"].items()
     ]

@@ -12,7 +12,7 @@ import click
 from svd_hybrid.compress.config import CompressConfig, known_keys
 from svd_hybrid.compress.profiles.params import PROFILE_PARAMS
 from svd_hybrid.console import F
-from svd_hybrid.methods import METHODS
+from svd_hybrid.methods import METHODS, MergeMethod
 
 
 class WordsCommand(click.Command):
@@ -50,31 +50,59 @@ def config_options(command: F) -> F:
         METHODS["svd-hybrid"].params,
         *PROFILE_PARAMS.values(),
     ]
-    hints = known_keys("svd-hybrid", "hybrid")
     options = [
         _config_option(field.name, hints[field.name], field.default, field.metadata["help"])
         for kind in described
+        for hints in [typing.get_type_hints(kind)]
         for field in fields(kind)
         if "help" in field.metadata
+    ]
+    options += [
+        _config_option(name, _common_hint(owners, name), None, _owners_help(owners, name))
+        for name, owners in _other_parameters().items()
     ]
     for option in reversed(options):
         command = option(command)
     return command
 
 
+def _other_parameters() -> dict[str, list[MergeMethod]]:
+    """Parameters that only other methods than the default one have, with those methods."""
+    known = known_keys("svd-hybrid", "hybrid")
+    owners: dict[str, list[MergeMethod]] = {}
+    for method in METHODS.values():
+        for field in fields(method.params):
+            if field.name not in known:
+                owners.setdefault(field.name, []).append(method)
+    return owners
+
+
+def _common_hint(owners: list[MergeMethod], name: str) -> Any:
+    """The type of a parameter; text where methods differ, which then check it themselves."""
+    hints = [typing.get_type_hints(method.params)[name] for method in owners]
+    return hints[0] if all(hint == hints[0] for hint in hints) else str
+
+
+def _owners_help(owners: list[MergeMethod], name: str) -> str:
+    field = next(field for field in fields(owners[0].params) if field.name == name)
+    listed = ", ".join(method.name for method in owners)
+    return f"{field.metadata['help']}; of {listed}"
+
+
 def _config_option(name: str, hint: Any, default: Any, help_text: str) -> Callable[[F], F]:
     flag = "--" + name.replace("_", "-")
     shown = f"{help_text[:1].upper()}{help_text[1:]}."
     if hint is bool:
-        text = f"{shown}  [default: {'on' if default else 'off'}]"
-        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
-    literal = typing.get_origin(hint) is Literal
-    kind = click.Choice(typing.get_args(hint)) if literal else hint
-    text = shown if default in ("", None) else f"{shown}  [default: {default}]"
+        preset = "" if default is None else f"  [default: {'on' if default else 'off'}]"
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=shown + preset)
+    kind = hint if hint in (int, float, str) else str  # others are parsed with the configuration
+    if typing.get_origin(hint) is Literal:
+        kind = click.Choice(typing.get_args(hint))
+    text = shown if default in ("", None, ()) else f"{shown}  [default: {default}]"
     return click.option(flag, name, type=kind, default=None, help=text)
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
     """The configuration keys that were really passed on the command line."""
-    known = known_keys("svd-hybrid", "hybrid")
+    known = known_keys("svd-hybrid", "hybrid").keys() | _other_parameters().keys()
     return {key: value for key, value in values.items() if key in known and value is not None}

@@ -20,12 +20,8 @@ import click
 from svd_hybrid.artifact.layout import CLUSTERS, DIAGNOSTICS, MANIFEST, WEIGHTS
 from svd_hybrid.cli.compress import build_request, compress, print_summary
 from svd_hybrid.cli.options import WordsCommand
-from svd_hybrid.compress.config import (
-    OPTIONAL_PATHS,
-    CompressConfig,
-    known_keys,
-    read_config_file,
-)
+from svd_hybrid.compress.config import OPTIONAL_PATHS, CompressConfig, known_keys
+from svd_hybrid.compress.config_file import read_config_file
 from svd_hybrid.console import PATH, note, print_json, progress_bar
 from svd_hybrid.errors import StorageError, UsageError, shorten
 from svd_hybrid.faults import run_guarded

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from svd_hybrid.compress.config import resolve_config
-from svd_hybrid.compress.run import CompressRequest, CompressResult, Progress, run_compress
+from svd_hybrid.compress.run import CompressRequest, CompressResult, run_compress
+from svd_hybrid.compress.stream import Progress
+from svd_hybrid.compress.task_weights import weights_by_task
+from svd_hybrid.methods import METHODS
 
 
 def compress(
@@ -18,6 +21,8 @@ def compress(
     *,
     mask_dir: str | PathLike[str] | None = None,
     performance_file: str | PathLike[str] | None = None,
+    statistics_dir: str | PathLike[str] | None = None,
+    from_artifact: str | PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     **parameters: Any,
@@ -26,10 +31,13 @@ def compress(
 
     Args:
         base: base checkpoint: safetensors or torch file, or HF folder.
-        tasks: checkpoint by task name; the order is kept.
+        tasks: checkpoint by task name; the order is kept. Empty with `from_artifact` to merge what
+            that artifact holds.
         artifact_dir: the directory to make.
         mask_dir: per-task masks.
         performance_file: JSON object task → accuracy.
+        statistics_dir: per-task layer statistics.
+        from_artifact: an artifact of this base whose content is kept beside the new merge.
         overwrite: replace an existing directory.
         progress: called with (step, done, total).
         **parameters: any key of the configuration, e.g. `low_bits=3`, `weighting="cluster"`.
@@ -37,13 +45,24 @@ def compress(
     Raises:
         SvdhError: with what, where and fix; its class says what kind of fault it is.
     """
+    where = "compress()"
+    if isinstance(parameters.get("weights"), Mapping):
+        parameters["weights"] = weights_by_task(parameters["weights"], list(tasks), where)
+    if from_artifact is not None and "method" in parameters:
+        parameters.setdefault("merge_name", METHODS[parameters["method"]].name)
     request = CompressRequest(
         Path(base),
         {task: Path(path) for task, path in tasks.items()},
         Path(artifact_dir),
-        resolve_config(parameters, "compress()"),
-        None if mask_dir is None else Path(mask_dir),
-        None if performance_file is None else Path(performance_file),
-        overwrite,
+        resolve_config(parameters, where),
+        mask_dir=_path(mask_dir),
+        performance_file=_path(performance_file),
+        statistics_dir=_path(statistics_dir),
+        from_artifact=_path(from_artifact),
+        overwrite=overwrite,
     )
     return run_compress(request, progress)
+
+
+def _path(path: str | PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path)

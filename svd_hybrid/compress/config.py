@@ -5,16 +5,15 @@ Precedence: command line, then file, then these defaults. Unknown keys are error
 
 from __future__ import annotations
 
-import json
 import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from svd_hybrid.compress.profiles.params import PROFILE_PARAMS
-from svd_hybrid.errors import ParameterError, StorageError, UnknownNameError, UsageError
+from svd_hybrid.compress.values import check_choices, coerce, coerce_gradient
+from svd_hybrid.errors import ParameterError, UnknownNameError, UsageError
 from svd_hybrid.methods import METHODS
 from svd_hybrid.registry import did_you_mean
 
@@ -23,6 +22,8 @@ OPTIONAL_PATHS = (
     "checkpoint_dir",
     "mask_dir",
     "performance_file",
+    "statistics_dir",
+    "from_artifact",
     "artifact_dir",
     "output_dir",
 )
@@ -31,6 +32,27 @@ OPTIONAL_PATHS = (
 
 def _option(default: Any, help_text: str) -> Any:
     return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """Parameters for the tensors whose names fit a pattern.
+
+    Args:
+        tensors: globs, or regular expressions after `re:`.
+        values: parameters of method or profile, and `weight`, `density`, `keep_base`; a number or
+            `{"gradient": [...]}` over depth.
+        tasks: the tasks that `weight` and `density` are for; empty for all.
+    """
+
+    tensors: tuple[str, ...]
+    values: Mapping[str, Any]
+    tasks: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As a configuration file has it."""
+        record = {"tensors": list(self.tensors)} | dict(self.values)
+        return record | ({"tasks": list(self.tasks)} if self.tasks else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +89,28 @@ class CompressConfig:
     nonfinite: Literal["error", "zero"] = _option(
         "error", "NaN or infinity in a task: refuse, or count as unchanged"
     )
+    weights: tuple[float, ...] = _option(
+        (), "factor per task, in task order; in a file also task: factor"
+    )
+    normalize_weights: bool = _option(True, "averages: divide the weights by their sum")
+    keep_base: tuple[str, ...] = _option(
+        (), "patterns of tensors that the merge leaves as they are in the base"
+    )
+    store_tasks: Literal["auto", "on", "off"] = _option(
+        "auto", "keep every fine-tune; auto: when the merge is a weighting of them"
+    )
+    merged_dtype: Literal["fp32", "fp16"] = _option(
+        "fp32", "precision of a merge that is stored as such"
+    )
+    missing_statistics: Literal["error", "ones"] = _option(
+        "error", "a matrix without layer statistics: refuse, or weigh its inputs alike"
+    )
+    out_dtype: Literal["base", "F32", "F16", "BF16"] = _option("base", "dtype of the rebuilt merge")
     eval_reconstruction: bool = _option(
         True, "decode every tensor while compressing and record the error of every task"
     )
     merge_name: str = _option("merged", "name of the merge in the artifact")
+    overrides: tuple[Override, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,16 +132,23 @@ class CompressConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The resolved configuration, defaults included, as config.json holds it."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "parameters"}
-        for params in (self.method_params, self.profile_params):
-            own |= {f.name: getattr(params, f.name) for f in fields(params)}
-        return own
+        special = ("parameters", "overrides")
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in special}
+        own |= params_to_json(self.method_params) | params_to_json(self.profile_params)
+        own = {key: list(v) if isinstance(v, tuple) else v for key, v in own.items()}
+        return own | {"overrides": [rule.to_json() for rule in self.overrides]}
+
+
+def params_to_json(params: Any) -> dict[str, Any]:
+    """The fields of a parameter dataclass as JSON."""
+    values = {f.name: getattr(params, f.name) for f in fields(params)}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
 def known_keys(method: str, profile: str) -> dict[str, Any]:
     """Every key of the configuration with its type hint."""
     keys: dict[str, Any] = typing.get_type_hints(CompressConfig)
-    del keys["parameters"]
+    del keys["parameters"], keys["overrides"]
     for params in (_method_params(method), _profile_params(profile)):
         keys |= typing.get_type_hints(params)
     return keys
@@ -126,59 +173,73 @@ def resolve_config(values: Mapping[str, Any], where: str) -> CompressConfig:
     top: dict[str, Any] = {}
     parameters: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in keys:
-            raise UsageError(f"unknown key {key!r}", where=where, fix=did_you_mean(key, keys))
-        (top if key in own else parameters)[key] = coerce(key, value, keys[key], where)
+        if key == "overrides":
+            top[key] = _overrides(value, keys, own, where)
+        elif key not in keys:
+            raise _unknown_key(key, keys, method, where)
+        else:
+            (top if key in own else parameters)[key] = coerce(key, value, keys[key], where)
     top |= {"method": METHODS[method].name, "profile": known_profile(profile)}
     config = CompressConfig(**top, parameters=parameters)
     _ = config.method_params, config.profile_params  # their own checks
     return config
 
 
-def coerce(key: str, value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type `hint` asks for; numbers and booleans may come as text.
+def _unknown_key(key: str, keys: Mapping[str, Any], method: str, where: str) -> UsageError:
+    owners = [m.name for m in METHODS.values() if key in typing.get_type_hints(m.params)]
+    if owners:
+        return UsageError(
+            f"method {METHODS[method].name} has no parameter {key!r}",
+            where=where,
+            fix="it belongs to " + ", ".join(owners),
+        )
+    return UsageError(f"unknown key {key!r}", where=where, fix=did_you_mean(key, keys))
+
+
+def _overrides(
+    rules: Any, keys: Mapping[str, Any], own: set[str], where: str
+) -> tuple[Override, ...]:
+    """The `overrides:` list of a file, checked.
 
     Raises:
-        ParameterError: it cannot be.
+        UsageError: not a list of mappings, or an unknown key.
+        ParameterError: a value of the wrong type.
     """
-
-    def wrong(expected: str) -> ParameterError:
-        return ParameterError(f"{key} is {value!r}, must be {expected}", where=where)
-
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            raise wrong("one of " + ", ".join(choices))
-        return value
-    if hint is bool:
-        text = str(value).lower()
-        if text not in ("true", "false"):
-            raise wrong("true or false")
-        return text == "true"
-    if hint in (int, float):
-        if isinstance(value, bool):
-            raise wrong("a number")
-        try:
-            number = hint(value)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise wrong("an integer" if hint is int else "a number") from error
-        if hint is int and isinstance(value, float) and value != number:
-            raise wrong("an integer")
-        return number
-    if not isinstance(value, str):
-        raise wrong("text")
-    return value
+    if not isinstance(rules, list | tuple) or not all(isinstance(rule, Mapping) for rule in rules):
+        raise UsageError(
+            "overrides is not a list of mappings",
+            where=where,
+            fix='write - {tensors: "*.mlp.*", density: 0.1}',
+        )
+    hints = {key: hint for key, hint in keys.items() if key not in own}
+    hints |= {"weight": float, "keep_base": bool}
+    return tuple(_override(rule, hints, where) for rule in rules)
 
 
-def check_choices(config: Any) -> None:
-    """Refuse a Literal field with another value.
-
-    Raises:
-        ParameterError: with the legal values.
-    """
-    for name, hint in typing.get_type_hints(type(config)).items():
-        if typing.get_origin(hint) is Literal:
-            coerce(name, getattr(config, name), hint, "configuration")
+def _override(rule: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> Override:
+    lists: dict[str, tuple[str, ...]] = {}
+    for key in ("tensors", "tasks"):
+        listed = rule.get(key, [])
+        entries = [listed] if isinstance(listed, str) else listed
+        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+            raise UsageError(f"key {key!r} of an override is no list of names", where=where)
+        lists[key] = tuple(entries)
+    if not lists["tensors"]:
+        raise UsageError("an override names no tensors", where=where, fix='add tensors: "PATTERN"')
+    values = {key: value for key, value in rule.items() if key not in lists}
+    for key in values:
+        if key not in hints:
+            raise UsageError(
+                f"unknown key {key!r} in an override", where=where, fix=did_you_mean(key, hints)
+            )
+        if lists["tasks"] and key not in ("weight", "density"):
+            raise UsageError(
+                f"key {key!r} of an override cannot be set for single tasks",
+                where=where,
+                fix="only weight and density can",
+            )
+    checked = {k: coerce_gradient(k, v, hints[k], where) for k, v in values.items()}
+    return Override(lists["tensors"], checked, lists["tasks"])
 
 
 def _fill(parameters: Mapping[str, Any], kind: type[Any]) -> Any:
@@ -202,83 +263,3 @@ def known_profile(name: str) -> str:
     if name not in PROFILE_PARAMS:
         raise UnknownNameError(f"unknown profile {name!r}", fix=did_you_mean(name, PROFILE_PARAMS))
     return name
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """Keys and values of a YAML or JSON configuration, in our spelling.
-
-    The original spellings work too: `svd_*` keys, and a `method:` section with `name` and its keys.
-
-    Raises:
-        StorageError: the file cannot be read.
-        UsageError: it is not a mapping, or gives one key twice.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise StorageError(
-            f"configuration cannot be read: {error.strerror}", where=str(path)
-        ) from error
-    try:
-        text = data.decode()
-        if path.suffix == ".json":
-            record = json.loads(text, object_pairs_hook=_unique)
-        else:
-            record = _load_yaml(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UsageError(
-            f"configuration cannot be parsed: {' '.join(str(error).split())[:240]}", where=str(path)
-        ) from error
-    if not isinstance(record, dict):
-        raise UsageError("configuration is not a mapping of keys to values", where=str(path))
-    return normalise_keys(record, str(path))
-
-
-def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        raise ValueError("a key appears twice in one mapping")
-    return record
-
-
-def _load_yaml(text: str) -> Any:
-    """YAML without tags or duplicate keys (the original example had `method:` twice)."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    def unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-        loader.flatten_mapping(node)
-        return _unique(loader.construct_pairs(node, deep=True))
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, unique_mapping)
-    try:
-        return yaml.load(text, Loader)  # noqa: S506 (Loader is a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-
-
-def normalise_keys(record: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Original spellings → ours: flatten `method:`, drop `svd_`.
-
-    Raises:
-        UsageError: two spellings of one key.
-    """
-    flat: dict[str, Any] = {}
-
-    def put(key: str, value: Any) -> None:
-        ours = {"weighting_temperature": "temperature"}.get(
-            key.removeprefix("svd_"), key.removeprefix("svd_")
-        )
-        if ours in flat:
-            raise UsageError(f"key {ours!r} is given twice", where=where, fix="keep one of them")
-        flat[ours] = value
-
-    for key, value in record.items():
-        if key == "method" and isinstance(value, Mapping):
-            for inner, inner_value in value.items():
-                put("method" if inner == "name" else str(inner), inner_value)
-        else:
-            put(str(key), value)
-    return flat

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from svd_hybrid.artifact.jsonfile import canonical_json
 from svd_hybrid.compress.config import CompressConfig
+from svd_hybrid.compress.merging import EncodedMerge
 from svd_hybrid.compress.profiles.base import EncodedStack
-from svd_hybrid.compress.tensor import EncodedTensor
+from svd_hybrid.compress.tensor import EncodedTensor, TaskError
 from svd_hybrid.io.tensors import TensorInfo
 from svd_hybrid.numerics.metrics import ErrorSums
 
@@ -44,6 +45,9 @@ class Diagnostics:
     delta_scalars: int = 0
     notes: list[str] = field(default_factory=list)
     totals: list[ErrorSums] = field(default_factory=list)
+    tasks_measured: bool = False
+    merge_total: ErrorSums | None = None
+    merge_bytes: int = 0
     per_parameter: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -57,10 +61,40 @@ class Diagnostics:
         """Record one tensor that has deltas."""
         if encoded.parts:
             self.delta_scalars += info.count
-        record = _parameter_facts(name, info, encoded, self.tasks)
-        for total, error in zip(self.totals, encoded.errors, strict=False):
-            total.merge(error.whole)
-        self.per_parameter[name] = record
+        self._count_errors([error.whole for error in encoded.errors])
+        self._facts(name, info).update(_parameter_facts(info, encoded, self.tasks))
+
+    def add_merge(self, name: str, info: TensorInfo, merge: EncodedMerge, *, tasks: bool) -> None:
+        """Record the stored merge of one tensor.
+
+        Args:
+            name: of the tensor.
+            info: its dtype and shape.
+            merge: what was stored.
+            tasks: whether its errors of single tasks are those of the artifact.
+        """
+        facts = self._facts(name, info)
+        facts["merge"] = {"form": merge.form, "bytes": merge.nbytes}
+        self.merge_bytes += merge.nbytes
+        if merge.error is not None:
+            self.merge_total = self.merge_total or ErrorSums()
+            self.merge_total.merge(merge.error)
+            facts["merge"]["relative_error"] = merge.error.relative_error
+        if tasks and merge.task_errors:
+            self._count_errors(merge.task_errors)
+            errors = tuple(TaskError(error, error) for error in merge.task_errors)
+            facts.update(_error_facts(errors, self.tasks))
+        if tasks and merge.parts:
+            self.delta_scalars += info.count
+
+    def _facts(self, name: str, info: TensorInfo) -> dict[str, Any]:
+        facts = {"param_name": name, "original_shape": list(info.shape)}
+        return self.per_parameter.setdefault(name, facts)
+
+    def _count_errors(self, errors: Sequence[ErrorSums]) -> None:
+        self.tasks_measured = self.tasks_measured or bool(errors)
+        for total, error in zip(self.totals, errors, strict=False):
+            total.merge(error)
 
     def add_alias(self, name: str, alias: str, info: TensorInfo) -> None:
         """Record a tensor stored under another name."""
@@ -73,12 +107,23 @@ class Diagnostics:
     @property
     def relative_error(self) -> float | None:
         """Over all tasks and tensors; None when not measured or undefined."""
-        if not self.config.eval_reconstruction:
+        if not self.tasks_measured:
             return None
         family = ErrorSums()
         for total in self.totals:
             family.merge(total)
         return family.relative_error
+
+    @property
+    def task_errors(self) -> list[float | None]:
+        """Relative error of every task; None when not measured or undefined."""
+        measured = self.tasks_measured
+        return [total.relative_error if measured else None for total in self.totals]
+
+    @property
+    def merge_error(self) -> float | None:
+        """Relative error of the stored merge; None without one, or when not measured."""
+        return self.merge_total.relative_error if self.merge_total else None
 
     def bytes_report(self, breakdown: Mapping[str, int]) -> dict[str, Any]:
         """Sizes and the ratios they give (codec design §13); real files only."""
@@ -110,31 +155,37 @@ class Diagnostics:
         config = self.config.to_json()
         record: dict[str, Any] = {
             "diagnostics_version": VERSION,
-            "config": {f"svd_{key}": config[key] for key in ORIGINAL_CONFIG_KEYS},
+            "config": {f"svd_{k}": config[k] for k in ORIGINAL_CONFIG_KEYS if k in config},
             "summary": self._summary(breakdown),
             "bytes": self.bytes_report(breakdown),
             "tasks": {
-                task: total.as_json() if self.config.eval_reconstruction else {}
+                task: total.as_json() if self.tasks_measured else {}
                 for task, total in zip(self.tasks, self.totals, strict=True)
             },
             "per_parameter": self.per_parameter,
             "notes": self.notes,
         }
+        if any("merge" in facts for facts in self.per_parameter.values()):
+            record["merge"] = {
+                "name": self.config.merge_name,
+                "bytes": self.merge_bytes,
+                "relative_error": self.merge_error,
+            }
         if clusters is not None:
             record["cluster_assignments"] = dict(clusters)
         return canonical_json(_rounded(record) | {"task_weights": dict(weights)})
 
     def _summary(self, breakdown: Mapping[str, int]) -> dict[str, Any]:
         stored = [facts for facts in self.per_parameter.values() if "alias_of" not in facts]
-        ranks = [facts["k"] for facts in stored]
+        ranks = [facts["k"] for facts in stored if "k" in facts]
         return {
             "num_parameters": len(stored),
             "average_rank": _mean(ranks),
             "std_rank": statistics.pstdev(ranks) if ranks else None,
-            "average_energy_retained": _mean(f["energy_retained"] for f in stored),
+            "average_energy_retained": _mean(f.get("energy_retained") for f in stored),
             "average_reconstruction_error": _mean(f.get("mean_relative_error") for f in stored),
             "average_compression_ratio": _mean(
-                ratio for f in stored for ratio in f["compression_ratios"].values()
+                ratio for f in stored for ratio in f.get("compression_ratios", {}).values()
             ),
             "relative_error": self.relative_error,
             "bytes_artifact": sum(breakdown.values()),
@@ -156,16 +207,12 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def _parameter_facts(
-    name: str, info: TensorInfo, encoded: EncodedTensor, tasks: list[str]
-) -> dict[str, Any]:
+def _parameter_facts(info: TensorInfo, encoded: EncodedTensor, tasks: list[str]) -> dict[str, Any]:
     """The fields users of the original diagnostics know, with true bytes."""
     signal, noise = encoded.signal, encoded.noise
     stored_scalars = signal.scalars if signal else 0
     ratio = len(tasks) * info.nbytes / encoded.nbytes if encoded.nbytes else None
     facts: dict[str, Any] = {
-        "param_name": name,
-        "original_shape": list(info.shape),
         "masked_size": stored_scalars if encoded.masked else info.count,
         "unmasked_size": info.count - stored_scalars if encoded.masked else 0,
         "k": signal.rank if signal else 0,
@@ -177,7 +224,12 @@ def _parameter_facts(
     if noise is not None:
         facts["noise_basis"] = _basis_facts(noise, len(tasks))
     if encoded.errors:
-        facts |= _error_facts(encoded, tasks)
+        facts |= _error_facts(encoded.errors, tasks)
+    if encoded.errors and encoded.masked:
+        facts["relative_error_with_unstored"] = {
+            task: error.whole.relative_error
+            for task, error in zip(tasks, encoded.errors, strict=True)
+        }
     return facts
 
 
@@ -193,21 +245,15 @@ def _basis_facts(stored: EncodedStack | None, tasks: int) -> dict[str, Any]:
     }
 
 
-def _error_facts(encoded: EncodedTensor, tasks: list[str]) -> dict[str, Any]:
-    relative = [error.stored.relative_error for error in encoded.errors]
+def _error_facts(errors: Sequence[TaskError], tasks: list[str]) -> dict[str, Any]:
+    relative = [error.stored.relative_error for error in errors]
     known = [value for value in relative if value is not None]
-    facts: dict[str, Any] = {
+    return {
         "reconstruction_errors": {
-            task: error.stored.as_json() for task, error in zip(tasks, encoded.errors, strict=True)
+            task: error.stored.as_json() for task, error in zip(tasks, errors, strict=True)
         },
         "mean_relative_error": statistics.fmean(known) if known else None,
         "std_relative_error": statistics.pstdev(known) if known else None,
         "max_relative_error": max(known, default=None),
         "min_relative_error": min(known, default=None),
     }
-    if encoded.masked:
-        facts["relative_error_with_unstored"] = {
-            task: error.whole.relative_error
-            for task, error in zip(tasks, encoded.errors, strict=True)
-        }
-    return facts

@@ -1,54 +1,47 @@
 """compress: family → artifact, one tensor at a time.
 
-checkpoints ─► checked family ─► [scan: Gram for clusters] ─► per tensor: deltas ─► method cuts
-regions ─► profile encodes parts ─► errors measured with the real decoder ─► shards ─► documents,
-manifest ─► verified with the reader ─► renamed into place
+checkpoints, or artifact + base ─► deltas ─► [scans: clusters, model-wide numbers of a method] ─►
+per tensor: task stacks coded by the profile, the merge as weights over them or as parts of its own
+─► errors measured with the real decoder ─► shards ─► documents, manifest ─► verified with the
+reader ─► renamed into place
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from svd_hybrid.artifact import layout
+from svd_hybrid.artifact.fingerprint import check_names
 from svd_hybrid.artifact.jsonfile import readable_json
-from svd_hybrid.artifact.manifest import LinearMerge, Manifest, TensorRecord
+from svd_hybrid.artifact.manifest import Manifest, Merge
+from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.verify import verify
 from svd_hybrid.artifact.writer import ArtifactWriter
 from svd_hybrid.compress.card import model_card
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.diagnostics import Diagnostics
+from svd_hybrid.compress.encoder import FamilyEncoder, RunPlan
 from svd_hybrid.compress.masking import FamilyMasks
-from svd_hybrid.compress.tensor import encode_tensor
-from svd_hybrid.compress.weighting import (
-    TaskWeights,
-    cluster_weights,
-    load_performance,
-    performance_weights,
-    uniform_weights,
-)
-from svd_hybrid.delta.serial import expr_to_json
-from svd_hybrid.errors import ArtifactError, ParameterError, UsageError
-from svd_hybrid.io.family import Family, FamilyPolicy, is_buffer, open_family
+from svd_hybrid.compress.settings import FamilySettings
+from svd_hybrid.compress.source import ArtifactSource, DeltaSource
+from svd_hybrid.compress.statistics import FamilyStatistics
+from svd_hybrid.compress.stream import FamilyStream, Progress
+from svd_hybrid.compress.task_weights import task_weights
+from svd_hybrid.compress.weighting import TaskWeights
+from svd_hybrid.errors import ArtifactError, UsageError, shorten
+from svd_hybrid.io.family import FamilyPolicy, open_family
 from svd_hybrid.io.model_writer import check_free, protect_inputs
 from svd_hybrid.io.reader import file_bytes
 from svd_hybrid.io.staging import staged_directory
-from svd_hybrid.io.tensors import tensor_digest
 from svd_hybrid.methods import METHODS
-from svd_hybrid.numerics.linalg import gram_of_rows
 from svd_hybrid.numerics.threads import one_thread
 
 TOY_BYTES = 2**20
 """Below this an artifact's fixed files outweigh any saving, and nobody expects one."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (step, done, total) as tensors are finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +50,14 @@ class CompressRequest:
 
     Args:
         base: base checkpoint.
-        tasks: checkpoint by task name; the order is kept everywhere.
+        tasks: checkpoint by task name; the order is kept everywhere. Empty to read the deltas
+            from `from_artifact`.
         artifact_dir: the directory to make.
         config: everything else that decides its content.
         mask_dir: per-task masks; None for whole tensors.
         performance_file: task → accuracy; needed for performance weighting.
+        statistics_dir: per-task layer statistics, for methods that read them.
+        from_artifact: an artifact of this base whose content is kept beside the new merge.
         overwrite: replace an existing directory, whole.
     """
 
@@ -71,6 +67,8 @@ class CompressRequest:
     config: CompressConfig
     mask_dir: Path | None = None
     performance_file: Path | None = None
+    statistics_dir: Path | None = None
+    from_artifact: Path | None = None
     overwrite: bool = False
 
 
@@ -84,6 +82,7 @@ class CompressResult:
         bytes: sizes and ratios, as in diagnostics.json.
         relative_error: over all tasks and tensors; None when not measured.
         task_errors: the same per task.
+        merge_error: of the stored merge against what the method computed; None for a weighting.
         weights: effective weight per task.
         notes: what the user should know.
         wall_s, cpu_s: time of the run.
@@ -94,6 +93,7 @@ class CompressResult:
     bytes: Mapping[str, Any]
     relative_error: float | None
     task_errors: Mapping[str, float | None]
+    merge_error: float | None
     weights: Mapping[str, float]
     notes: tuple[str, ...]
     wall_s: float
@@ -107,6 +107,7 @@ class CompressResult:
             "bytes": dict(self.bytes),
             "relative_error": self.relative_error,
             "task_errors": dict(self.task_errors),
+            "merge_error": self.merge_error,
             "weights": dict(self.weights),
             "notes": list(self.notes),
             "wall_s": self.wall_s,
@@ -126,43 +127,118 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
         StorageError: a path is missing, in the way, or cannot be written.
     """
     wall, cpu = time.monotonic(), time.process_time()
-    check_free(request.artifact_dir, request.overwrite)
-    extras = (request.mask_dir, request.performance_file)
-    inputs = (request.base, *request.tasks.values(), *(path for path in extras if path))
-    protect_inputs(request.artifact_dir, inputs)
     config = request.config
-    policy = FamilyPolicy(
-        config.on_missing, config.on_extra, config.on_shape_mismatch, config.nonfinite
+    method = METHODS[config.method]
+    _check_paths(request)
+    source = _open_source(request)
+    carried = _open_carried(request, source)
+    masks = FamilyMasks.open(request.mask_dir, source, config)
+    statistics = FamilyStatistics.open(
+        request.statistics_dir,
+        source.task_names,
+        source.base.infos,
+        method,
+        config.missing_statistics,
     )
-    family = open_family(request.base, request.tasks, policy)
-    masks = FamilyMasks.open(request.mask_dir, family, config)
-    weights = _task_weights(request, family, progress)
+    weights = task_weights(config, source, request.performance_file, progress)
+    settings = FamilySettings(config, source.task_names, weights.weights, source.base.infos)
+    plan = _plan(config, carried, settings, source)
     diagnostics = Diagnostics(
-        config,
-        family.task_names,
-        file_bytes(family.base),
-        sum(file_bytes(reader) for reader in family.tasks.values()),
+        config, source.task_names, file_bytes(source.base), source.bytes_replaced
     )
     with staged_directory(request.artifact_dir, request.overwrite) as staging, one_thread():
-        writer = ArtifactWriter(staging, config.profile, family.task_names)
-        _encode_tensors(family, masks, config, writer, diagnostics, progress)
-        diagnostics.notes += [*weights.notes, *family.all_notes(), *masks.notes]
-        manifest = finish_artifact(writer, config, family.task_names, weights, diagnostics)
-    measured = config.eval_reconstruction
+        writer = ArtifactWriter(
+            staging, config.profile, source.task_names, holds_tasks=plan.holds_tasks
+        )
+        stream = FamilyStream(method, source, settings, masks, statistics)
+        encoder = FamilyEncoder(plan, stream, writer, diagnostics)
+        encoder.run(progress)
+        diagnostics.notes += [
+            *weights.notes,
+            *source.all_notes(),
+            *masks.notes,
+            *statistics.notes,
+        ]
+        merges = {**plan.merges, config.merge_name: encoder.merge(weights.weights)}
+        manifest = finish_artifact(writer, config, merges, source.task_names, weights, diagnostics)
     sizes = diagnostics.bytes_report(manifest.breakdown)
     return CompressResult(
         request.artifact_dir,
         manifest,
         sizes,
         diagnostics.relative_error,
-        {
-            task: total.relative_error if measured else None
-            for task, total in zip(family.task_names, diagnostics.totals, strict=True)
-        },
-        dict(zip(family.task_names, weights.weights, strict=True)),
+        dict(zip(source.task_names, diagnostics.task_errors, strict=True)),
+        diagnostics.merge_error,
+        dict(zip(source.task_names, weights.weights, strict=True)),
         (*diagnostics.notes, *_size_notes(sizes)),
         time.monotonic() - wall,
         time.process_time() - cpu,
+    )
+
+
+def _check_paths(request: CompressRequest) -> None:
+    """Refuse outputs that are in the way or would replace an input."""
+    check_free(request.artifact_dir, request.overwrite)
+    extras = (request.mask_dir, request.performance_file, request.statistics_dir)
+    inputs = [request.base, *request.tasks.values(), *(path for path in extras if path)]
+    protect_inputs(request.artifact_dir, inputs)
+
+
+def _open_source(request: CompressRequest) -> DeltaSource:
+    if request.from_artifact is not None and not request.tasks:
+        return ArtifactSource(request.from_artifact, request.base)
+    config = request.config
+    policy = FamilyPolicy(
+        config.on_missing, config.on_extra, config.on_shape_mismatch, config.nonfinite
+    )
+    return open_family(request.base, request.tasks, policy)
+
+
+def _open_carried(request: CompressRequest, source: DeltaSource) -> ArtifactReader | None:
+    """The artifact whose content is kept; its base, tasks and merge names must fit."""
+    if request.from_artifact is None or request.config.store_tasks == "off":
+        return None
+    carried = ArtifactReader.open(request.from_artifact)
+    check_names(carried.manifest, source.base)
+    where = str(request.from_artifact)
+    if list(carried.manifest.tasks) != source.task_names:
+        raise UsageError(
+            "the artifact holds other tasks, or in another order: "
+            + shorten(list(carried.manifest.tasks)),
+            where=where,
+            fix="name the same tasks in the same order, or none to use the stored ones",
+        )
+    if request.config.merge_name in carried.manifest.merges:
+        raise UsageError(
+            f"the artifact already has a merge {request.config.merge_name!r}",
+            where=where,
+            fix="choose another --merge-name",
+        )
+    return carried
+
+
+def _plan(
+    config: CompressConfig,
+    carried: ArtifactReader | None,
+    settings: FamilySettings,
+    source: DeltaSource,
+) -> RunPlan:
+    carries_tasks = carried is not None and carried.manifest.holds_tasks
+    wanted = config.store_tasks == "on" or (
+        config.store_tasks == "auto" and METHODS[config.method].linear
+    )
+    found = [settings.of(name) for name in source.base.infos if source.has_deltas(name)]
+    uniform = not any(
+        s.keep_base
+        or (s.weights, s.method.scaling) != (settings.common.weights, found[0].method.scaling)
+        for s in found
+    )
+    return RunPlan(
+        config,
+        carried,
+        encodes_tasks=wanted and not carries_tasks,
+        holds_tasks=wanted or carries_tasks,
+        uniform=uniform,
     )
 
 
@@ -176,101 +252,27 @@ def _size_notes(sizes: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _task_weights(
-    request: CompressRequest, family: Family, progress: Progress | None
-) -> TaskWeights:
-    """The effective weights; a pass over the deltas only for clusters."""
-    config = request.config
-    needs_accuracy = config.weighting == "performance" or (
-        config.weighting == "cluster" and config.cluster_across == "performance"
-    )
-    if needs_accuracy and request.performance_file is None:
-        raise UsageError(
-            "performance weighting needs a performance file",
-            fix="pass --performance-file FILE: a JSON object task → accuracy in [0, 1]",
-        )
-    accuracies = None
-    if needs_accuracy and request.performance_file is not None:
-        accuracies = load_performance(request.performance_file, family.tasks)
-    elif request.performance_file is not None:
-        family.notes.append(f"the performance file is not used: weighting is {config.weighting}")
-    if config.weighting == "uniform":
-        return uniform_weights(len(family.tasks))
-    if config.weighting == "performance" and accuracies is not None:
-        return performance_weights(accuracies, config.temperature)
-    if config.cluster_k > len(family.tasks):
-        raise ParameterError(
-            f"cluster_k is {config.cluster_k}, but there are only {len(family.tasks)} tasks"
-        )
-    gram = _task_gram(family, progress)
-    return cluster_weights(
-        gram, config.cluster_k, accuracies=accuracies, temperature=config.temperature
-    )
-
-
-def _task_gram(family: Family, progress: Progress | None) -> Tensor:
-    """(N, N) float64 inner products of the whole task vectors, streamed tensor by tensor."""
-    total = torch.zeros((len(family.tasks), len(family.tasks)), dtype=torch.float64)
-    names = sorted(name for name in family.base.infos if family.has_deltas(name))
-    with one_thread():
-        for done, name in enumerate(names, start=1):
-            deltas = family.stack(name).deltas
-            assert deltas is not None  # has_deltas
-            total += gram_of_rows([deltas.unsqueeze(-1).flatten(1)])  # 0-d tensors too
-            if progress:
-                progress("scan", done, len(names))
-    return total
-
-
-def _encode_tensors(
-    family: Family,
-    masks: FamilyMasks,
-    config: CompressConfig,
-    writer: ArtifactWriter,
-    diagnostics: Diagnostics,
-    progress: Progress | None,
-) -> None:
-    first_with: dict[str, str] = {}  # base digest → first tensor with that content
-    names = sorted(family.base.infos)
-    for done, name in enumerate(names, start=1):
-        info = family.base.infos[name]
-        stack = family.stack(name)
-        digest = tensor_digest(stack.base)
-        record = TensorRecord(name, info.dtype, info.shape, digest, {}, buffer=is_buffer(name))
-        diagnostics.count_scalars(info)
-        twin = first_with.setdefault(digest, name) if stack.deltas is not None else name
-        if stack.deltas is None:
-            writer.add_tensor(record, {})
-        elif twin != name and family.same_everywhere(name, twin) and masks.same(name, twin):
-            writer.add_alias(record, twin)
-            diagnostics.add_alias(name, twin, info)
-        else:
-            encoded = encode_tensor(stack.deltas, masks.combined(name), config)
-            writer.add_tensor(
-                record,
-                encoded.parts,
-                task=None if encoded.task is None else expr_to_json(encoded.task),
-                blend=None if encoded.blend is None else expr_to_json(encoded.blend),
-            )
-            diagnostics.add(name, info, encoded)
-        if progress:
-            progress("encode", done, len(names))
-
-
 def finish_artifact(
     writer: ArtifactWriter,
     config: CompressConfig,
+    merges: Mapping[str, Merge],
     tasks: list[str],
     weights: TaskWeights,
     diagnostics: Diagnostics,
 ) -> Manifest:
     """Write documents, diagnostics and manifest, and check that all of it reads back.
 
+    Args:
+        writer: holds every tensor.
+        config: of the run; names the default merge.
+        merges: by name.
+        tasks: task names in order.
+        weights: factor of every task.
+        diagnostics: complete.
+
     Raises:
         ArtifactError: what was written does not read back.
     """
-    method = METHODS[config.method]
-    merge = LinearMerge(method.name, method.version, weights.weights, config.method_params.scaling)
     by_task = dict(zip(tasks, weights.weights, strict=True))
     clusters = None if weights.clusters is None else dict(zip(tasks, weights.clusters, strict=True))
     documents = {
@@ -281,7 +283,7 @@ def finish_artifact(
     if clusters is not None:
         documents[layout.CLUSTERS] = readable_json(clusters)
     manifest = writer.finish(
-        {config.merge_name: merge},
+        merges,
         config.merge_name,
         documents,
         lambda breakdown: diagnostics.document(breakdown, by_task, clusters),

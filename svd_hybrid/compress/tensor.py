@@ -13,10 +13,11 @@ from svd_hybrid.codec import BitmaskCodec
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.profiles.base import EncodedParts, EncodedStack, encode_part
 from svd_hybrid.compress.profiles.table import PROFILES
+from svd_hybrid.compress.settings import TensorSettings
 from svd_hybrid.delta.evaluate import Mix, evaluate, matrix_shape
 from svd_hybrid.delta.expr import Expr, Flat, Masked, Scale, Scattered, Sum
 from svd_hybrid.methods import METHODS
-from svd_hybrid.methods.base import Region
+from svd_hybrid.methods.base import MergeMethod, Region
 from svd_hybrid.numerics.metrics import ErrorSums
 
 NOISE_PREFIX = "noise."
@@ -65,24 +66,21 @@ class EncodedTensor:
         return sum(part.nbytes for part in self.parts.values())
 
 
-def encode_tensor(deltas: Tensor, mask: Tensor | None, config: CompressConfig) -> EncodedTensor:
+def encode_tensor(
+    deltas: Tensor, mask: Tensor | None, config: CompressConfig, settings: TensorSettings
+) -> EncodedTensor:
     """Store the deltas of one tensor as the method and the profile say.
 
     Args:
         deltas: (N, *shape) float, finite.
         mask: combined mask of `shape`, bool; None for the whole tensor.
         config: the run's configuration.
+        settings: the tensor's parameters.
     """
     matrix = matrix_shape(tuple(deltas.shape[1:]))
     stack = deltas.reshape(deltas.shape[0], *matrix)
-    params = config.method_params
-    if mask is not None:
-        mask = mask.reshape(matrix)
-        if int(mask.sum()) < params.min_mask_size or bool(mask.all()):
-            mask = None
-    method = METHODS[config.method]
-    whole = [Region(inside=True, gain=1.0)]
-    regions = whole if mask is None or not method.regions else method.regions(mask, params)
+    mask, regions = masked_regions(mask, METHODS[config.method], settings)
+    mask = None if mask is None else mask.reshape(matrix)
     parts: dict[str, EncodedPart] = {}
     found: dict[bool, EncodedStack] = {}
     task_terms: list[Expr] = []
@@ -90,7 +88,7 @@ def encode_tensor(deltas: Tensor, mask: Tensor | None, config: CompressConfig) -
     for region in regions:
         selected = mask if mask is None or region.inside else ~mask
         stored = PROFILES[config.profile].encode(
-            stack, selected, config.profile_params, "" if region.inside else NOISE_PREFIX
+            stack, selected, settings.profile, "" if region.inside else NOISE_PREFIX
         )
         if stored is None or not stored.parts:  # no change, or one too small to square
             continue
@@ -110,8 +108,26 @@ def encode_tensor(deltas: Tensor, mask: Tensor | None, config: CompressConfig) -
         found.get(True),
         found.get(False),
         mask is not None,
-        _measure(stack, parts, task, stored_mask) if config.eval_reconstruction else (),
+        measure_tasks(stack, parts, task, stored_mask) if config.eval_reconstruction else (),
     )
+
+
+def masked_regions(
+    mask: Tensor | None, method: MergeMethod, settings: TensorSettings
+) -> tuple[Tensor | None, list[Region]]:
+    """The mask that counts, and the regions of the tensor that the method takes.
+
+    A mask that selects everything, or fewer scalars than the method asks for, does not count.
+    """
+    useless = (
+        mask is None
+        or method.regions is None
+        or int(mask.sum()) < settings.method.min_mask_size
+        or bool(mask.all())
+    )
+    if useless or mask is None or method.regions is None:
+        return None, [Region(inside=True, gain=1.0)]
+    return mask, method.regions(mask, settings.method)
 
 
 def _placed(stored: EncodedStack, masked: bool, inside: bool) -> Expr:
@@ -135,7 +151,7 @@ def _stored_scalars(mask: Tensor | None, regions: list[Region]) -> Tensor | None
     return mask if regions and regions[0].inside else ~mask if regions else torch.zeros_like(mask)
 
 
-def _measure(
+def measure_tasks(
     stack: Tensor, parts: Mapping[str, EncodedPart], expr: Expr | None, stored: Tensor | None
 ) -> tuple[TaskError, ...]:
     """Decode every task as reload does and compare it with what was given."""

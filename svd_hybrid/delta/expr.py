@@ -106,6 +106,23 @@ def parts_of(expr: Expr) -> Iterator[str]:
             assert_never(unreachable)
 
 
+def weights_of(expr: Expr) -> Iterator[tuple[float, ...]]:
+    """The weights of every `Weighted` in the expression."""
+    match expr:
+        case Dense() | LowRank():
+            return
+        case Weighted(weights, inner):
+            yield weights
+            yield from weights_of(inner)
+        case Masked(_, inner) | Scattered(_, inner) | Flat(inner) | Scale(_, inner):
+            yield from weights_of(inner)
+        case Sum(terms):
+            for term in terms:
+                yield from weights_of(term)
+        case _ as unreachable:
+            assert_never(unreachable)
+
+
 def renamed(expr: Expr, prefix: str) -> Expr:
     """The expression with `prefix` put before the name of every part."""
     match expr:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from svd_hybrid.errors import FamilyError, UsageError, shorten
 from svd_hybrid.io.lookup import fold_name
-from svd_hybrid.io.reader import CheckpointReader, open_checkpoint
+from svd_hybrid.io.reader import CheckpointReader, file_bytes, open_checkpoint
 from svd_hybrid.io.tensors import DTYPES, TensorInfo
 
 BUFFER_SUFFIXES = ("running_mean", "running_var")
@@ -79,11 +79,16 @@ class Family:
     kept_integers: list[str] = field(default_factory=list)
 
     def all_notes(self) -> list[str]:
-        """What the user should know, once the tensors have been read."""
-        if not self.kept_integers:
-            return self.notes
-        kept = f"base values kept for integer tensors that differ: {shorten(self.kept_integers)}"
-        return [*self.notes, kept]
+        """What the user should know, once the tensors have been read (however often)."""
+        notes, kept = (list(dict.fromkeys(found)) for found in (self.notes, self.kept_integers))
+        if kept:
+            notes.append(f"base values kept for integer tensors that differ: {shorten(kept)}")
+        return notes
+
+    @property
+    def bytes_replaced(self) -> int:
+        """Size of the tensors of all tasks, as their files hold them."""
+        return sum(file_bytes(reader) for reader in self.tasks.values())
 
     @property
     def task_names(self) -> list[str]:

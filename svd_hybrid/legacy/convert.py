@@ -17,13 +17,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from svd_hybrid.artifact.manifest import TensorRecord
+from svd_hybrid.artifact.manifest import LinearMerge, TensorRecord
 from svd_hybrid.artifact.writer import ArtifactWriter, EncodedPart
 from svd_hybrid.codec import BitmaskCodec, HalfCodec, RawCodec
-from svd_hybrid.compress.config import CompressConfig, known_keys, normalise_keys, resolve_config
+from svd_hybrid.compress.config import CompressConfig, known_keys, params_to_json, resolve_config
+from svd_hybrid.compress.config_file import normalise_keys
 from svd_hybrid.compress.diagnostics import Diagnostics
 from svd_hybrid.compress.profiles.base import EncodedStack, encode_part
-from svd_hybrid.compress.run import CompressResult, Progress, finish_artifact
+from svd_hybrid.compress.run import CompressResult, finish_artifact
+from svd_hybrid.compress.stream import Progress
 from svd_hybrid.compress.tensor import MASK_PART, NOISE_PREFIX, EncodedTensor
 from svd_hybrid.compress.weighting import TaskWeights
 from svd_hybrid.delta.evaluate import matrix_shape
@@ -38,6 +40,7 @@ from svd_hybrid.io.staging import staged_directory
 from svd_hybrid.io.tensors import DTYPES, TensorInfo, tensor_digest
 from svd_hybrid.legacy.files import LegacyArtifact, Problems
 from svd_hybrid.legacy.region import LegacyRegion, UnusableError
+from svd_hybrid.methods import METHODS
 from svd_hybrid.methods.svd_hybrid import combine_masks
 from svd_hybrid.numerics.threads import one_thread
 
@@ -121,13 +124,28 @@ def run_convert(request: ConvertRequest, progress: Progress | None = None) -> Co
         task_weights = TaskWeights(
             tuple(weights.values()), None if clusters is None else tuple(clusters.values())
         )
-        manifest = finish_artifact(writer, config, legacy.tasks, task_weights, diagnostics)
+        merge = LinearMerge(
+            config.method,
+            METHODS[config.method].version,
+            task_weights.weights,
+            config.method_params.scaling,
+            params_to_json(config.method_params),
+        )
+        manifest = finish_artifact(
+            writer,
+            config,
+            {config.merge_name: merge},
+            legacy.tasks,
+            task_weights,
+            diagnostics,
+        )
     return CompressResult(
         request.artifact_dir,
         manifest,
         diagnostics.bytes_report(manifest.breakdown),
         None,
         dict.fromkeys(legacy.tasks, None),
+        None,
         weights,
         tuple(diagnostics.notes),
         time.monotonic() - wall,

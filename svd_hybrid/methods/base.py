@@ -62,14 +62,14 @@ class MergeResult:
 
     Args:
         parts: by name; (rows, columns) shared or (N, rows, columns) with a slice per task; float32
-            (float64 for a float64 base), bool for masks. The last component of a name is its role:
-            `merged`, `coeff_…`, `basis_…`, `mask…`.
-        merged: the merged delta before `scaling`, over the names of `parts`.
+            (float64 for a float64 base), bool for masks. A name says its role: `merged` for a
+            delta (rows, columns) number by number, `coeff_…`, `basis_…`, `mask_…`.
+        merged: the merged delta before `scaling`, over the names of `parts`; None for zero.
         task: the delta of one task; None when the method cannot give it back.
     """
 
     parts: Mapping[str, Tensor]
-    merged: Expr
+    merged: Expr | None
     task: Expr | None = None
 
 

@@ -45,7 +45,12 @@ from svd_hybrid.faults import run_guarded
     metavar="FILE",
     help="JSON object task → weight: a new weighting of the stored fine-tunes.",
 )
-@click.option("--merge", metavar="NAME", help="Rebuild this stored merge.  [default: the main one]")
+@click.option(
+    "--merge",
+    metavar="NAME",
+    help="Rebuild this merge; with --task or --weights, from the tasks as that merge keeps them.  "
+    "[default: the main one]",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["F64", "F32", "F16", "BF16"], case_sensitive=False),

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from svd_hybrid.artifact.manifest import LinearMerge
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.verify import VerifyReport, verify
 from svd_hybrid.io.reader import open_checkpoint
@@ -53,9 +54,11 @@ class Artifact:
 
     @property
     def merges(self) -> dict[str, dict[str, float]]:
-        """Merge name → effective weight per task (scaling not included)."""
+        """Merge name → effective weight per task (scaling not included); none for stored ones."""
         return {
             name: dict(zip(self.tasks, merge.weights, strict=True))
+            if isinstance(merge, LinearMerge)
+            else {}
             for name, merge in self._reader.manifest.merges.items()
         }
 
@@ -73,9 +76,9 @@ class Artifact:
         Args:
             base: the base checkpoint: yields weights in base order and base dtype. Without it,
                 yields the deltas alone, float32, by ascending name.
-            task: one fine-tune; at most one of task, weights and merge.
-            weights: task → weight, every task named.
-            merge: a stored merge; the default one when nothing is given.
+            task: one fine-tune; with `merge`, as that merge gives it back.
+            weights: task → weight, every task named; not together with `task`.
+            merge: name of a merge; the default one when nothing is given.
             dtype: F64, F32, F16 or BF16 for float weights; None keeps the base's.
 
         Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 from svd_hybrid.artifact.fingerprint import check_names, check_tensor
 from svd_hybrid.artifact.manifest import TensorRecord
 from svd_hybrid.artifact.reader import ArtifactReader
-from svd_hybrid.delta.evaluate import Mix, RowSource, evaluate, matrix_shape
+from svd_hybrid.delta.evaluate import RowSource, evaluate, matrix_shape
 from svd_hybrid.delta.serial import expr_from_json
 from svd_hybrid.errors import ArtifactError, UsageError
 from svd_hybrid.io.reader import CheckpointReader
@@ -29,7 +29,7 @@ class Rebuilder:
         artifact: opened artifact.
         base: the base it was made from; its headers are compared here, its data as it is read.
         selection: what to rebuild.
-        dtype: dtype name for float tensors; None keeps the base's.
+        dtype: dtype name for float tensors; None for what the merge says, else the base's.
 
     Raises:
         BaseMismatchError: names, shapes or dtypes of the base differ.
@@ -46,7 +46,7 @@ class Rebuilder:
         self.artifact = artifact
         self.base = base
         self.selection = selection
-        self.dtype = dtype
+        self.dtype = dtype or selection.dtype
         self._records = {tensor.name: tensor for tensor in artifact.manifest.tensors}
 
     @property
@@ -107,17 +107,13 @@ class Rebuilder:
 def selected_delta(
     artifact: ArtifactReader, record: TensorRecord, selection: Selection
 ) -> RowSource | None:
-    """The delta of one tensor as a matrix to be read row by row; None where it is zero.
-
-    A linear merge sums `blend` where a tensor has one; a single task is always `task`.
-    """
-    owner = artifact.owner(record)
-    expr = owner.task if selection.is_task else owner.blend or owner.task
-    weights = selection.buffer_weights if record.buffer else selection.weights
-    if expr is None or not weights:
+    """The delta of one tensor as a matrix to be read row by row; None where it is zero."""
+    expr = selection.expression(artifact.owner(record))
+    mix = selection.buffer_mix if record.buffer else selection.mix
+    if expr is None or not (mix.weights or mix.total):
         return None
     shape = matrix_shape(record.shape)
-    return evaluate(expr_from_json(expr), artifact.parts(record), Mix(weights), shape)
+    return evaluate(expr_from_json(expr), artifact.parts(record), mix, shape)
 
 
 def delta_tensor(artifact: ArtifactReader, record: TensorRecord, selection: Selection) -> Tensor:

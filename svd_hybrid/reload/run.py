@@ -84,10 +84,10 @@ def run_reload(
         artifact_dir: what compress wrote.
         base: the base checkpoint it was made from.
         output_path: `*.safetensors`, `*.pt|.pth|.bin`, or a folder in HF layout.
-        task: one fine-tune; at most one of task, weights and merge, see `select`.
+        task: one fine-tune; see `select` for how task, weights and merge go together.
         weights: task → weight.
         merge: a stored merge.
-        dtype: F64, F32, F16 or BF16 for float tensors; None keeps the base's dtypes.
+        dtype: F64, F32, F16 or BF16 for float tensors; None for the merge's, else the base's.
         max_shard_bytes: largest weight file of an HF folder.
         overwrite: replace an existing output.
         progress: called with ("reload", done, total).

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from svd_hybrid.artifact.jsonfile import read_json_object
-from svd_hybrid.artifact.manifest import Manifest
+from svd_hybrid.artifact.manifest import Manifest, StoredMerge, TensorRecord
+from svd_hybrid.delta.evaluate import Mix
 from svd_hybrid.errors import UsageError, shorten
 from svd_hybrid.io.lookup import match_name
 
@@ -19,15 +21,34 @@ class Selection:
 
     Args:
         label: for people: `task cars`, `merge merged`, `weights w.json`.
-        weights: task index → weight, zero weights left out; scaling included.
-        buffer_weights: the same for running statistics: they sum to 1, without scaling.
+        mix: what the expressions are evaluated for; scaling included, zero weights left out.
+        buffer_mix: the same for running statistics: weights that sum to 1, without scaling.
         is_task: one fine-tune as it was, rather than a merge.
+        merge: the stored merge whose expressions are evaluated; None for the tensors' own.
+        dtype: dtype name of float tensors, where the merge says so; None for the base's.
     """
 
     label: str
-    weights: Mapping[int, float]
-    buffer_weights: Mapping[int, float]
+    mix: Mix
+    buffer_mix: Mix
     is_task: bool
+    merge: str | None = None
+    dtype: str | None = None
+
+    def expression(self, tensor: TensorRecord) -> Mapping[str, Any] | None:
+        """The expression (JSON) of a tensor's delta; None where it is zero.
+
+        A linear merge sums `blend` where a tensor has one; a single task is always `task`.
+        """
+        if self.merge is None:
+            return tensor.task if self.is_task else tensor.blend or tensor.task
+        entry = tensor.merges.get(self.merge, {})
+        return entry.get("task") if self.by_task else entry.get("merged")
+
+    @property
+    def by_task(self) -> bool:
+        """Whether it sums the expressions of single tasks."""
+        return bool(self.mix.weights) or bool(self.buffer_mix.weights)
 
 
 def select(
@@ -41,26 +62,51 @@ def select(
 
     Args:
         manifest: of the artifact.
-        task: name of one fine-tune.
-        weights: task → finite weight, every task of the artifact named.
-        merge: name of a stored merge.
+        task: name of one fine-tune; with `merge`, as that merge gives it back.
+        weights: task → finite weight, every task of the artifact named; with `merge` likewise.
+        merge: name of a merge.
 
     Raises:
-        UsageError: more than one of the three, or weights that do not fit the tasks.
+        UsageError: task and weights together, weights that do not fit the tasks, or no single
+            task is stored where one is needed.
         UnknownNameError: no such task or merge.
     """
-    if sum(choice is not None for choice in (task, weights, merge)) > 1:
-        raise UsageError("task, weights and merge exclude each other", fix="pass one of them")
+    if task is not None and weights is not None:
+        raise UsageError("task and weights exclude each other", fix="pass one of them")
+    if task is None and weights is None:
+        return _merge(manifest, merge or manifest.default_merge)
+    source = manifest.tasks_from(merge)
+    suffix = f" from merge {source}" if merge else ""
     if task is not None:
         index = manifest.task_index(task)
-        return Selection(f"task {task}", {index: 1.0}, {index: 1.0}, is_task=True)
-    if weights is not None:
-        given = _weights_in_order(manifest, weights)
-        return _linear("given weights", given, 1.0)
-    chosen = manifest.merge(merge)
-    numbers = [float(weight) for weight in chosen.weights]  # JSON may hold integers
-    label = f"merge {merge or manifest.default_merge}"
-    return _linear(label, numbers, float(chosen.scaling))
+        one = {index: 1.0}
+        mix = Mix(_with_gains(one, manifest, source))
+        return Selection(f"task {task}{suffix}", mix, Mix(one), is_task=True, merge=source)
+    assert weights is not None  # one of the two was given
+    given = _weights_in_order(manifest, weights)
+    return _linear(f"given weights{suffix}", given, manifest, source)
+
+
+def _merge(manifest: Manifest, name: str) -> Selection:
+    chosen = manifest.merge(name)
+    label = f"merge {name}"
+    if isinstance(chosen, StoredMerge):
+        mix = Mix({}, shared=float(chosen.scaling))  # JSON may hold integers
+        once = Mix({}, shared=1.0)
+        return Selection(label, mix, once, is_task=False, merge=name, dtype=chosen.dtype)
+    numbers = [float(weight) for weight in chosen.weights]
+    linear = _linear(label, numbers, manifest, None, float(chosen.scaling))
+    return replace(linear, dtype=chosen.dtype)
+
+
+def _with_gains(
+    weights: Mapping[int, float], manifest: Manifest, source: str | None
+) -> dict[int, float]:
+    """The weights times what the merge that gives the tasks multiplies each by."""
+    merge = manifest.merge(source) if source else None
+    if not isinstance(merge, StoredMerge) or not merge.task_gains:
+        return dict(weights)
+    return {task: weight * merge.task_gains[task] for task, weight in weights.items()}
 
 
 def _weights_in_order(manifest: Manifest, weights: Mapping[str, float]) -> list[float]:
@@ -85,7 +131,9 @@ def _weights_in_order(manifest: Manifest, weights: Mapping[str, float]) -> list[
     return [by_task[task] for task in manifest.tasks]
 
 
-def _linear(label: str, weights: list[float], scaling: float) -> Selection:
+def _linear(
+    label: str, weights: list[float], manifest: Manifest, source: str | None, scaling: float = 1.0
+) -> Selection:
     try:
         total = math.fsum(weights)
     except OverflowError as error:
@@ -94,11 +142,13 @@ def _linear(label: str, weights: list[float], scaling: float) -> Selection:
         average = [1.0 / len(weights)] * len(weights)  # weights that cancel define no average
     else:
         average = [weight / total for weight in weights]
+    scaled = {task: weight * scaling for task, weight in enumerate(weights) if weight * scaling}
     return Selection(
         label,
-        {index: weight * scaling for index, weight in enumerate(weights) if weight * scaling != 0},
-        {index: weight for index, weight in enumerate(average) if weight != 0},
+        Mix(_with_gains(scaled, manifest, source)),
+        Mix({task: weight for task, weight in enumerate(average) if weight}),
         is_task=False,
+        merge=source,
     )
 
 

@@ -432,7 +432,8 @@ def test_a_target_that_is_really_read_only(mistake, project, mounted):
 def test_an_unknown_task_or_merge(mistake, project):
     mistake(project.reload("--task", "car"), 2, "no task 'car'", "did you mean 'cars'?")
     mistake(project.reload("--merge", "mergd"), 2, "no merge 'mergd'", "did you mean 'merged'?")
-    mistake(project.reload("--task", "cars", "--merge", "merged"), 2, "exclude each other")
+    both = project.reload("--task", "cars", "--merge", "merged")
+    mistake(both, 2, "does not hold single tasks", "drop --merge")
     mistake(project.reload(base_model_path=None), 2, "no base given")
     mistake(project.reload(output_path=None), 2, "--output-path", "svdh reload --help")
 

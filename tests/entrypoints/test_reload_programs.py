@@ -94,7 +94,7 @@ def test_an_existing_output_needs_overwrite(
 @pytest.mark.parametrize(
     ("more", "code", "text"),
     [
-        (["--task", "a", "--merge", "b"], 2, "exclude each other"),
+        (["--task", "Cars", "--merge", "merged"], 2, "does not hold single tasks"),
         (["--merge", "mergd"], 2, "did you mean 'merged'?"),
         (["--weights", "none.json"], 8, "weights file cannot be read"),
         (["--max-shard-size", "many"], 2, "'many' is not a size"),
@@ -148,5 +148,5 @@ def test_functions_raise_named_errors(here: Path, artifact: Path):
         load_and_merge.load_merged(artifact, "ckpts/Cars.pt")
     with pytest.raises(StorageError):
         load_and_merge.load_merged("nowhere", "base.pt")
-    with pytest.raises(UsageError, match="exclude each other"):
+    with pytest.raises(UsageError, match="does not hold single tasks"):
         load_and_merge.load_merged(artifact, "base.pt", merge="merged", weights={"Cars": 1.0})

@@ -204,11 +204,19 @@ class Parts:
         records: Mapping[str, Any],
         read: Callable[[str, int], Array],
         weights: Mapping[int, float],
+        shared: float | None = None,
     ) -> None:
         self.records = records
         self.read = read
         self.weights = weights
-        self.total = math.fsum(weights.values())
+        self.total = math.fsum(weights.values()) if shared is None else shared
+
+    def selecting(self, weights: Mapping[int, float]) -> Parts:
+        return Parts(self.records, self.read, weights)
+
+    def stacked(self, part: str) -> bool:
+        require(part in self.records, f"part {part} is not stored")
+        return bool(self.records[part]["stacked"])
 
     def record(self, part: str, shape: tuple[int, int]) -> Any:
         require(part in self.records, f"part {part} is not stored")
@@ -229,14 +237,15 @@ class Parts:
             require(values.dtype != bool, f"part {part} is a mask")
             term = values.astype(np.float64) * self.weights[task]
             total = term if total is None else total + term
+        require(total is not None, f"part {part} is stacked, but no task is selected")
         assert total is not None
         mixed = to_float32(total)
         require(bool(np.isfinite(mixed).all()), f"part {part} leaves float32")
         return mixed, True
 
     def mask(self, part: str, shape: tuple[int, int], inside: bool) -> Array:
-        require(not self.record(part, shape)["stacked"], f"mask {part} is stacked")
-        values = self.read(part, 0)
+        stacked = self.record(part, shape)["stacked"]
+        values = self.read(part, next(iter(self.weights)) if stacked else 0)
         require(values.dtype == bool, f"part {part} is no mask")
         return values == inside
 
@@ -248,6 +257,7 @@ KEYS = {
     "scattered": {"mask", "inside", "inner"},
     "flat": {"inner"},
     "scale": {"factor", "inner"},
+    "weighted": {"weights", "inner"},
     "sum": {"terms"},
 }
 
@@ -263,6 +273,15 @@ def evaluate(node: Any, parts: Parts, shape: tuple[int, int], depth: int = 0) ->
     def inner(wanted: tuple[int, int]) -> Array:
         return evaluate(node["inner"], parts, wanted, depth + 1)
 
+    single = list(parts.weights.values()) == [1.0] and parts.total == 1.0
+    if task_by_task(node, parts) and not single:
+        require(bool(parts.weights), "a value per task, but no task is selected")
+        delta = np.zeros(shape)
+        for index, task in enumerate(sorted(parts.weights)):
+            value = evaluate(node, parts.selecting({task: 1.0}), shape, depth)
+            term = value * parts.weights[task]
+            delta = term if index == 0 else delta + term
+        return delta
     if op == "dense":
         values, stacked = parts.leaf(node["part"], shape)
         wide = values.astype(np.float64)
@@ -273,7 +292,6 @@ def evaluate(node: Any, parts: Parts, shape: tuple[int, int], depth: int = 0) ->
         rank = parts.records[node["left"]]["rows"]
         left, left_stacked = parts.leaf(node["left"], (rank, shape[0]))
         right, right_stacked = parts.leaf(node["right"], (rank, shape[1]))
-        require(not (left_stacked and right_stacked), "product of two stacked parts")
         delta = exact_product(left, right, node["limbs"])
         return delta if left_stacked or right_stacked else delta * parts.total
     if op in ("masked", "scattered"):
@@ -291,12 +309,24 @@ def evaluate(node: Any, parts: Parts, shape: tuple[int, int], depth: int = 0) ->
         factor = node["factor"]
         require(type(factor) in (int, float) and math.isfinite(factor), "factor")
         return inner(shape) * float(factor)
+    if op == "weighted":
+        require(isinstance(node["weights"], list), "weights")
+        given = [(t, float(w) * parts.total) for t, w in enumerate(node["weights"]) if w != 0]
+        if not given:
+            return np.zeros(shape)
+        return evaluate(node["inner"], parts.selecting(dict(given)), shape, depth + 1)
     require(isinstance(node["terms"], list), "terms")
     delta = np.zeros(shape)
     for index, term in enumerate(node["terms"]):
         value = evaluate(term, parts, shape, depth + 1)
         delta = value if index == 0 else delta + value
     return delta
+
+
+def task_by_task(node: Mapping[str, Any], parts: Parts) -> bool:
+    if node["op"] in ("masked", "scattered"):
+        return parts.stacked(node["mask"])
+    return node["op"] == "low-rank" and parts.stacked(node["left"]) and parts.stacked(node["right"])
 
 
 def exponents_above(x: Array) -> Array:
@@ -331,6 +361,16 @@ class Selection:
     ordinary: dict[int, float]
     buffer: dict[int, float]
     blend: bool
+    merge: str | None = None
+    shared: float | None = None
+    dtype: str | None = None
+
+    def expression(self, owner: Mapping[str, Any]) -> Any:
+        if self.merge is None:
+            task = owner.get("task")
+            return owner.get("blend", task) if self.blend else task
+        entry = owner.get("merges", {}).get(self.merge, {})
+        return entry.get("merged" if self.shared is not None else "task")
 
 
 def select(
@@ -339,27 +379,49 @@ def select(
     weights: Mapping[str, float] | None = None,
     merge: str | None = None,
 ) -> Selection:
-    tasks = manifest["tasks"]
+    tasks, merges = manifest["tasks"], manifest["merges"]
+    source, gains, dtype = None, [1.0] * len(tasks), None
+    if task is not None or weights is not None:
+        source = task_source(manifest, merge)
+        gains = merges[source].get("task_gains", gains) if source else gains
     if task is not None:
-        only = {tasks.index(task): 1.0}
-        return Selection(only, only, blend=False)
+        index = tasks.index(task)
+        return Selection({index: gains[index]}, {index: 1.0}, blend=False, merge=source)
     if weights is not None:
         require(set(weights) == set(tasks), "weights name other tasks")
         given, scaling = [float(weights[name]) for name in tasks], 1.0
     else:
-        record = manifest["merges"][merge or manifest["default_merge"]]
+        record = merges[merge or manifest["default_merge"]]
+        dtype = record.get("dtype")
+        if record["kind"] == "stored":
+            name = merge or manifest["default_merge"]
+            scaling = float(record["scaling"])
+            return Selection({}, {}, blend=False, merge=name, shared=scaling, dtype=dtype)
         given, scaling = [float(w) for w in record["weights"]], float(record["scaling"])
     total = math.fsum(given)
     average = [w / total if total else 1.0 / len(given) for w in given]
     return Selection(
-        {t: w * scaling for t, w in enumerate(given) if w * scaling != 0},
+        {t: w * scaling * gains[t] for t, w in enumerate(given) if w * scaling != 0},
         {t: w for t, w in enumerate(average) if w != 0},
         blend=True,
+        merge=source,
+        dtype=dtype,
     )
+
+
+def task_source(manifest: Mapping[str, Any], merge: str | None) -> str | None:
+    if merge is None and manifest.get("holds_tasks", True):
+        return None
+    merges = manifest["merges"]
+    names = [manifest["default_merge"], *sorted(merges)] if merge is None else [merge]
+    found = [name for name in names if merges[name].get("tasks")]
+    require(bool(found), "no single task is stored")
+    return found[0]
 
 
 # --- section 11: the last step -------------------------------------------------------------------
 
+FLOATS = ("F64", "F32", "F16", "BF16")
 SIGNIFICAND = {"F16": (11, -14, 16), "BF16": (8, -126, 128), "F32": (24, -126, 128)}
 """Bits of the significand, smallest normal exponent, first power of two out of range."""
 
@@ -465,21 +527,27 @@ class Artifact:
     def tensor(self, record: Mapping[str, Any], base: Entry, selection: Selection) -> Entry:
         ordinal = self.ordinals[record.get("alias", record["name"])]
         owner = self.tensors[ordinal]
-        expression = owner.get("task")
-        if selection.blend:
-            expression = owner.get("blend", expression)
-        weights = selection.buffer if record.get("buffer") else selection.ordinary
-        if expression is None or not weights:
+        expression = selection.expression(owner)
+        buffer = bool(record.get("buffer"))
+        weights = selection.buffer if buffer else selection.ordinary
+        shared = 1.0 if buffer and selection.shared is not None else selection.shared
+        kept = expression is None or not (weights or shared)
+        dtype = selection.dtype if selection.dtype and base.dtype in FLOATS else base.dtype
+        if kept and dtype == base.dtype:
             return base
         shape = base.shape
         rows, columns = (
             (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
         )
-        parts = Parts(owner.get("parts", {}), lambda p, t: self.part(ordinal, p, t), weights)
-        delta = evaluate(expression, parts, (rows, columns)).reshape(-1)
-        variance = bool(record.get("buffer")) and record["name"].endswith("running_var")
-        data = last_step(to_float64(base), delta, base.dtype, variance=variance)
-        return Entry(base.dtype, base.shape, data)
+        parts = Parts(
+            owner.get("parts", {}), lambda p, t: self.part(ordinal, p, t), weights, shared
+        )
+        delta = np.zeros(rows * columns)
+        if not kept:
+            delta = evaluate(expression, parts, (rows, columns)).reshape(-1)
+        variance = buffer and record["name"].endswith("running_var")
+        data = last_step(to_float64(base), delta, dtype, variance=variance)
+        return Entry(dtype, base.shape, data)
 
 
 def main(argv: list[str]) -> None:

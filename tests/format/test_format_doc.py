@@ -151,15 +151,16 @@ class Listed:
 def test_expression_examples(example):
     parts = Listed(example["parts"])
     weights = {t: w for t, w in enumerate(example["weights"]) if w is not None}
+    shared = example.get("shared")
     shape = (example["shape"][0], example["shape"][1])
     expression = expr_from_json(example["expression"])
-    ours = evaluate(expression, parts, Mix(weights), shape).rows(0, shape[0])
+    ours = evaluate(expression, parts, Mix(weights, shared), shape).rows(0, shape[0])
     assert ours.tolist() == example["delta"]
 
     def read(part: str, task: int) -> Any:
         return parts.decode(part, task if parts.is_stacked(part) else None).numpy()
 
-    theirs = minimal_reader.Parts(parts.records, read, weights)
+    theirs = minimal_reader.Parts(parts.records, read, weights, shared)
     delta = minimal_reader.evaluate(example["expression"], theirs, shape)
     assert delta.tolist() == example["delta"]
 

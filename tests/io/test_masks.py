@@ -16,6 +16,7 @@ from torch import Tensor
 
 from svd_hybrid.compress.config import resolve_config
 from svd_hybrid.compress.masking import FamilyMasks
+from svd_hybrid.compress.settings import FamilySettings
 from svd_hybrid.compress.tensor import encode_tensor
 from svd_hybrid.errors import FamilyError, StorageError, SvdhError, UnsafeError, UsageError
 from svd_hybrid.io.array_pickle import load_byte_arrays
@@ -346,7 +347,7 @@ def test_the_threshold_of_a_majority_is_inclusive(tmp_path, threshold, row):
 def test_union_is_the_default_and_no_folder_means_no_mask(tmp_path):
     masks = family_masks(tmp_path, {"cars": CARS, "dtd": DTD}, TASKS)
     assert same(masks.combined("weight"), CARS["weight"] | DTD["weight"])
-    nothing = FamilyMasks.open(None, masks.family, masks.config)
+    nothing = FamilyMasks.open(None, masks.source, masks.config)
     assert nothing.combined("weight") is None
     assert nothing.same("weight", "bias")
 
@@ -396,19 +397,26 @@ def test_a_tensor_without_any_mask_is_whole(tmp_path):
     assert masks.combined("weight") is not None
 
 
+def encoded_with(deltas, mask):
+    """Two tasks' deltas under the default configuration (a mask counts from 10 scalars on)."""
+    config = resolve_config({}, "test")
+    settings = FamilySettings(config, TASKS, (0.5, 0.5), ["d"]).of("d")
+    return encode_tensor(deltas, mask, config, settings)
+
+
 @pytest.mark.parametrize(("selected", "whole"), [(0, True), (9, True), (10, False), (14, False)])
 def test_a_mask_below_the_smallest_size_is_ignored(selected, whole):
     """Unlike the original, which gave such tensors no delta at all."""
     deltas = random_state(3, d=(2, 3, 5))["d"]
     mask = (torch.arange(15) < selected).reshape(3, 5)
-    encoded = encode_tensor(deltas, mask, resolve_config({"min_mask_size": 10}, "test"))
+    encoded = encoded_with(deltas, mask)
     assert encoded.masked is not whole
     assert encoded.signal.scalars == (15 if whole else selected)
 
 
 def test_a_mask_that_selects_everything_is_not_stored():
     deltas = random_state(3, d=(2, 3, 5))["d"]
-    encoded = encode_tensor(deltas, torch.ones(3, 5, dtype=torch.bool), resolve_config({}, "test"))
+    encoded = encoded_with(deltas, torch.ones(3, 5, dtype=torch.bool))
     assert not encoded.masked
     assert "mask" not in encoded.parts
 

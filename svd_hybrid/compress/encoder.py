@@ -1,0 +1,244 @@
+"""Every tensor of a run: what is carried over, the coded task deltas, the stored merge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from svd_hybrid.artifact.fingerprint import check_digest
+from svd_hybrid.artifact.manifest import LinearMerge, Merge, StoredMerge, TensorRecord
+from svd_hybrid.artifact.reader import ArtifactReader
+from svd_hybrid.artifact.writer import ArtifactWriter, EncodedPart
+from svd_hybrid.compress.config import CompressConfig, params_to_json
+from svd_hybrid.compress.diagnostics import Diagnostics
+from svd_hybrid.compress.merging import (
+    EncodedMerge,
+    average_result,
+    encode_merge,
+    linear_result,
+    precise_codec,
+)
+from svd_hybrid.compress.stream import FamilyStream, Progress
+from svd_hybrid.compress.tensor import encode_tensor, masked_regions
+from svd_hybrid.delta.expr import Expr, Scale, Sum, Weighted
+from svd_hybrid.delta.serial import expr_from_json, expr_to_json
+from svd_hybrid.io.family import is_buffer
+from svd_hybrid.io.tensors import tensor_digest
+from svd_hybrid.methods import METHODS
+from svd_hybrid.methods.base import MergeResult, TensorContext
+
+ZERO: Expr = Sum(())
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What an artifact will hold.
+
+    Args:
+        config: the resolved configuration.
+        carried: an artifact whose content is kept; None for none.
+        encodes_tasks: whether the tasks' deltas are coded anew.
+        holds_tasks: whether the artifact has them, coded anew or carried.
+        uniform: whether every tensor has the same weights and scaling.
+    """
+
+    config: CompressConfig
+    carried: ArtifactReader | None
+    encodes_tasks: bool
+    holds_tasks: bool
+    uniform: bool
+
+    @property
+    def stores_merge(self) -> bool:
+        """Whether the merge has expressions of its own, not only weights."""
+        return not (METHODS[self.config.method].linear and self.holds_tasks and self.uniform)
+
+    @property
+    def merges(self) -> Mapping[str, Merge]:
+        """The merges that are carried over."""
+        return self.carried.manifest.merges if self.carried else {}
+
+    @property
+    def prefix(self) -> str:
+        """Put before the parts of the stored merge; no carried part begins with it."""
+        tensors = self.carried.manifest.tensors if self.carried else ()
+        used = {name.split(".", 1)[0] for tensor in tensors for name in tensor.parts}
+        return next(f"m{n}." for n in range(len(used) + 1) if f"m{n}" not in used)
+
+
+class FamilyEncoder:
+    """Writes the tensors of a family, one at a time.
+
+    Args:
+        plan: what to write.
+        stream: deltas, contexts and masks.
+        writer: where to.
+        diagnostics: collects what was measured.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        stream: FamilyStream,
+        writer: ArtifactWriter,
+        diagnostics: Diagnostics,
+    ) -> None:
+        self.plan = plan
+        self.config = plan.config
+        self.stream = stream
+        self.writer = writer
+        self.diagnostics = diagnostics
+        self.method = METHODS[plan.config.method]
+        self._prefix = plan.prefix
+        carried = plan.carried.manifest.tensors if plan.carried else ()
+        self._carried_records = {tensor.name: tensor for tensor in carried}
+        self._owners: dict[str, str] = {}  # tensor → the one it is stored under, when not itself
+
+    def run(self, progress: Progress | None) -> None:
+        """Scan where the method needs it, then encode every tensor."""
+        infos = self.stream.source.base.infos
+        names = sorted(infos)
+        digests = {name: tensor_digest(self.stream.source.base.read(name)) for name in names}
+        for name, carried in self._carried_records.items():
+            check_digest(carried, digests[name], self.stream.source.base.path)
+        self._find_twins(names, digests)
+        if self.plan.stores_merge:
+            merged = [
+                n for n in names if self.stream.source.has_deltas(n) and n not in self._owners
+            ]
+            self.stream.scan(merged, progress)
+        for done, name in enumerate(names, start=1):
+            info = infos[name]
+            record = TensorRecord(
+                name, info.dtype, info.shape, digests[name], {}, buffer=is_buffer(name)
+            )
+            self.diagnostics.count_scalars(info)
+            if name in self._owners:
+                self.writer.add_alias(record, self._owners[name])
+                self.diagnostics.add_alias(name, self._owners[name], info)
+            else:
+                self._add(record)
+            if progress:
+                progress("encode", done, len(names))
+
+    def merge(self, weights: tuple[float, ...]) -> Merge:
+        """The manifest record of the merge; to be asked for after `run`."""
+        params = self.config.method_params
+        dtype = None if self.config.out_dtype == "base" else self.config.out_dtype
+        facts = params_to_json(params)
+        if self.config.overrides:
+            facts["overrides"] = [rule.to_json() for rule in self.config.overrides]
+        name, version = self.method.name, self.method.version
+        if not self.plan.stores_merge:
+            return LinearMerge(name, version, weights, params.scaling, facts, dtype)
+        return StoredMerge(
+            name,
+            version,
+            params.scaling if self.plan.uniform else 1.0,
+            self.method.per_task_reload and not self.method.linear,
+            self.stream.task_gains,
+            facts,
+            dtype,
+        )
+
+    def _find_twins(self, names: list[str], digests: Mapping[str, str]) -> None:
+        """Tied tensors: equal in base and every task, under equal settings; stored once."""
+        stream = self.stream
+        first_with: dict[str, str] = {}
+        for name in names:
+            if not stream.source.has_deltas(name):
+                continue
+            first = first_with.setdefault(digests[name], name)
+            if (
+                first != name
+                and stream.source.same_everywhere(name, first)
+                and stream.masks.same(name, first)
+                and stream.settings.of(name) == stream.settings.of(first)
+            ):
+                self._owners[name] = first
+
+    def _add(self, record: TensorRecord) -> None:
+        name, info = record.name, self.stream.source.base.infos[record.name]
+        stack, ctx = self.stream.read(name)
+        parts, task, blend, merges = self._carried(record)
+        if stack.deltas is None:
+            self.writer.add_tensor(record, {})
+            return
+        settings = self.stream.settings.of(name)
+        mask = self.stream.masks.combined(name) if self.method.takes_masks == "combined" else None
+        if self.plan.encodes_tasks:
+            encoded = encode_tensor(stack.deltas, mask, self.config, settings)
+            parts |= encoded.parts
+            task, blend = (
+                None if expr is None else expr_to_json(expr)
+                for expr in (encoded.task, encoded.blend)
+            )
+            self.diagnostics.add(name, info, encoded)
+        if self.plan.stores_merge and not settings.keep_base:
+            merge = self._merge(stack.deltas, ctx, mask, task=blend or task)
+            parts |= merge.parts
+            if merge.merged is not None or merge.task is not None:
+                merges[self.config.merge_name] = self._entry(merge, settings.method.scaling, record)
+            self.diagnostics.add_merge(name, info, merge, tasks=not self.plan.holds_tasks)
+        self.writer.add_tensor(record, parts, task=task, blend=blend, merges=merges)
+
+    def _carried(
+        self, record: TensorRecord
+    ) -> tuple[
+        dict[str, EncodedPart],
+        Mapping[str, Any] | None,
+        Mapping[str, Any] | None,
+        dict[str, Mapping[str, Any]],
+    ]:
+        """Parts, task, blend and merges of the tensor in the carried artifact."""
+        if self.plan.carried is None:
+            return {}, None, None, {}
+        owner = self.plan.carried.owner(self._carried_records[record.name])
+        parts = self.plan.carried.parts(owner).encoded()
+        return parts, owner.task, owner.blend, dict(owner.merges)
+
+    def _merge(
+        self,
+        deltas: Tensor,
+        ctx: TensorContext,
+        mask: Tensor | None,
+        task: Mapping[str, Any] | None,
+    ) -> EncodedMerge:
+        """The merge of one tensor before scaling, coded."""
+        if self.method.linear and self.plan.holds_tasks:
+            expr = None if task is None else Weighted(ctx.weights, expr_from_json(task))
+            return EncodedMerge({}, expr, None)
+        if not bool(deltas.any()):
+            return EncodedMerge({}, None, None)
+        return encode_merge(
+            self._result(deltas, ctx, mask),
+            deltas,
+            precise_codec(self.config.merged_dtype),
+            self._prefix,
+            measure=self.config.eval_reconstruction,
+        )
+
+    def _result(self, deltas: Tensor, ctx: TensorContext, mask: Tensor | None) -> MergeResult:
+        settings = self.stream.settings.of(ctx.name)
+        per_task = self.method.per_task_reload and not self.method.linear
+        if is_buffer(ctx.name):
+            return average_result(deltas, ctx, per_task=per_task)
+        if self.method.merge is None:
+            mask, regions = masked_regions(mask, self.method, settings)
+            return linear_result(deltas, ctx, mask, regions)
+        return self.method.merge(self.stream.weighted(deltas, ctx), settings.method, ctx)
+
+    def _entry(
+        self, merge: EncodedMerge, scaling: float, record: TensorRecord
+    ) -> dict[str, Mapping[str, Any]]:
+        """The expressions of the merge as the manifest has them."""
+        merged = merge.merged or ZERO
+        if not self.plan.uniform and not record.buffer:
+            merged = Scale(scaling, merged)
+        entry: dict[str, Mapping[str, Any]] = {"merged": expr_to_json(merged)}
+        if self.method.per_task_reload and not self.method.linear:
+            entry["task"] = expr_to_json(merge.task or ZERO)
+        return entry
