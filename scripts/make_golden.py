@@ -3,9 +3,9 @@
     python scripts/make_golden.py [--out artifacts] [--overwrite]
 
 Makes `golden-base/model.safetensors`, the artifacts `golden-v1-hybrid` (what a default run with
-masks and a noise region stores) and `golden-v1-hybrid-tasks` (the original layout, float32 parts),
-and `expected.json`: the digest of every rebuilt tensor. Between them they hold every codec and
-every operation of the format.
+masks and a noise region stores), `golden-v1-hybrid-tasks` (the original layout, float32 parts) and
+`golden-v1-merges` (stored merges side by side, no task stacks), and `expected.json`: the digest of
+every rebuilt tensor. Between them they hold every codec and every operation of the format.
 
 All weights are multiples of 1/64 drawn with Python's own generator, so the family is the same
 everywhere; only the eigenvectors inside the artifacts depend on the machine that made them.
@@ -67,12 +67,32 @@ ARTIFACTS: dict[str, dict[str, Any]] = {
         "weighting": "cluster",
     },
 }
+MERGES = "golden-v1-merges"
+ADDED: list[dict[str, Any]] = [
+    {"method": "emr", "merged_dtype": "fp16"},
+    {"method": "tsv-compress", "out_dtype": "F32"},
+    {
+        "method": "ties",
+        "merge_name": "ties.20",
+        "overrides": [{"tensors": "proj.*", "density": 0.5, "scaling": 0.5}],
+    },
+]
+"""Merges of `golden-v1-merges`, one run after the other; the last one is the default."""
 EXTRAPOLATED = {"alpha": 1.5, "beta": -0.75, "gamma": 0.0}
 SELECTIONS: dict[str, dict[str, Any]] = {
     "merged": {},
     **{task: {"task": task} for task in TASKS},
     "extrapolated": {"weights": EXTRAPOLATED},
 }
+OF_MERGES: dict[str, dict[str, Any]] = {
+    "emr": {"merge": "emr"},
+    "gamma from emr": {"merge": "emr", "task": "gamma"},
+    "extrapolated from emr": {"merge": "emr", "weights": EXTRAPOLATED},
+    "tsv-compress": {"merge": "tsv-compress"},
+    "alpha from tsv-compress": {"merge": "tsv-compress", "task": "alpha"},
+    "extrapolated from tsv-compress": {"merge": "tsv-compress", "weights": EXTRAPOLATED},
+}
+"""What else `golden-v1-merges` gives."""
 
 
 class Family:
@@ -143,6 +163,27 @@ def write_artifacts(folder: Path, family: Family, base: Path, *, overwrite: bool
                 overwrite=overwrite,
                 **parameters,
             )
+        write_merges(folder / MERGES, Path(scratch), base, sources, overwrite=overwrite)
+
+
+def write_merges(
+    target: Path, scratch: Path, base: Path, sources: Mapping[str, Path], *, overwrite: bool
+) -> None:
+    """The artifact of several merges: each run adds one to what the run before made."""
+    before: Path | None = None
+    for step, parameters in enumerate(ADDED, start=1):
+        last = step == len(ADDED)
+        made = target if last else scratch / f"merges-{step}"
+        named = {"merge_name": parameters["method"]} | parameters
+        svd_hybrid.compress(
+            base, sources, made, from_artifact=before, overwrite=last and overwrite, **named
+        )
+        before = made
+
+
+def selections_of(name: str) -> dict[str, dict[str, Any]]:
+    """What is rebuilt from an artifact, by label."""
+    return SELECTIONS | OF_MERGES if name == MERGES else SELECTIONS
 
 
 def digests(artifact: Path, base: Path) -> dict[str, Any]:
@@ -152,7 +193,7 @@ def digests(artifact: Path, base: Path) -> dict[str, Any]:
         label: {
             name: tensor_digest(tensor) for name, tensor in opened.iter_tensors(base, **selection)
         }
-        for label, selection in SELECTIONS.items()
+        for label, selection in selections_of(artifact.name).items()
     }
     return {"artifact_id": opened.id, "tensors": rebuilt}
 
@@ -179,8 +220,8 @@ def main(argv: list[str] | None = None) -> int:
     base = write_base(out, family)
     write_artifacts(out, family, base, overwrite=arguments.overwrite)
     record = {
-        "selections": SELECTIONS,
-        "artifacts": {name: digests(out / name, base) for name in ARTIFACTS},
+        "selections": SELECTIONS | OF_MERGES,
+        "artifacts": {name: digests(out / name, base) for name in (*ARTIFACTS, MERGES)},
     }
     expected.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(out)

@@ -62,6 +62,16 @@ class Artifact:
             for name, merge in self._reader.manifest.merges.items()
         }
 
+    @property
+    def scalings(self) -> dict[str, float]:
+        """Merge name → factor on its merged delta."""
+        return {name: merge.scaling for name, merge in self._reader.manifest.merges.items()}
+
+    @property
+    def default_merge(self) -> str:
+        """The merge that is rebuilt when nothing is asked for."""
+        return self._reader.manifest.default_merge
+
     def iter_tensors(
         self,
         base: str | PathLike[str] | None = None,
