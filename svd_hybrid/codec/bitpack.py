@@ -5,6 +5,7 @@ Eight codes fill b bytes: they are the little-endian word with code j at bits j*
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     n = codes.shape[-1]
     if bits == CODES_PER_WORD:
         return codes.clone()
+    if bits == 1:
+        return torch.from_numpy(np.packbits(codes.numpy(), axis=-1, bitorder="little"))
     words = torch.nn.functional.pad(codes, (0, -n % CODES_PER_WORD))
     words = words.reshape(*codes.shape[:-1], -1, CODES_PER_WORD).to(torch.int64)
     shifts = torch.arange(CODES_PER_WORD) * bits
@@ -61,9 +64,12 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     """
     if bits == CODES_PER_WORD:
         return packed.clone()
+    if bits == 1:
+        rows = np.unpackbits(packed.numpy(), axis=-1, count=n, bitorder="little")
+        return torch.from_numpy(rows)
     whole = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % bits))
     octets = whole.reshape(*packed.shape[:-1], -1, bits).to(torch.int64)
     word = (octets << (torch.arange(bits) * 8)).sum(-1, keepdim=True)
     codes = (word >> (torch.arange(CODES_PER_WORD) * bits)) & (2**bits - 1)
-    rows: Tensor = codes.to(torch.uint8).flatten(-2)
-    return rows[..., :n].contiguous()
+    unpacked: Tensor = codes.to(torch.uint8).flatten(-2)
+    return unpacked[..., :n].contiguous()

@@ -25,7 +25,7 @@ from svd_hybrid.compress.stream import FamilyStream, Progress
 from svd_hybrid.compress.tensor import encode_tensor, masked_regions
 from svd_hybrid.delta.expr import Expr, Scale, Sum, Weighted
 from svd_hybrid.delta.serial import expr_from_json, expr_to_json
-from svd_hybrid.io.family import is_buffer
+from svd_hybrid.io.family import Stack, is_buffer
 from svd_hybrid.io.tensors import tensor_digest
 from svd_hybrid.methods import METHODS
 from svd_hybrid.methods.base import MergeResult, TensorContext
@@ -178,7 +178,7 @@ class FamilyEncoder:
             )
             self.diagnostics.add(name, info, encoded)
         if self.plan.stores_merge and not settings.keep_base:
-            merge = self._merge(stack.deltas, ctx, mask, task=blend or task)
+            merge = self._merge(stack, ctx, mask, blend or task)
             parts |= merge.parts
             if merge.merged is not None or merge.task is not None:
                 merges[self.config.merge_name] = self._entry(merge, settings.method.scaling, record)
@@ -202,7 +202,7 @@ class FamilyEncoder:
 
     def _merge(
         self,
-        deltas: Tensor,
+        stack: Stack,
         ctx: TensorContext,
         mask: Tensor | None,
         task: Mapping[str, Any] | None,
@@ -211,11 +211,11 @@ class FamilyEncoder:
         if self.method.linear and self.plan.holds_tasks:
             expr = None if task is None else Weighted(ctx.weights, expr_from_json(task))
             return EncodedMerge({}, expr, None)
-        if not bool(deltas.any()):
+        if stack.deltas is None or not stack.changed:
             return EncodedMerge({}, None, None)
         return encode_merge(
-            self._result(deltas, ctx, mask),
-            deltas,
+            self._result(stack.deltas, ctx, mask),
+            stack.deltas,
             precise_codec(self.config.merged_dtype),
             self._prefix,
             measure=self.config.eval_reconstruction,

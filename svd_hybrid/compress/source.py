@@ -85,7 +85,8 @@ class ArtifactSource:
         check_tensor(record, base, self.base.path)
         if not self.has_deltas(name):
             return Stack(base, None)
-        return Stack(base, self._deltas(name))
+        deltas = self._deltas(name)
+        return Stack(base, deltas, bool(deltas.any()))
 
     def _deltas(self, name: str) -> Tensor:
         record = self._records[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -50,12 +51,12 @@ class Stack:
         base: the base tensor, in its own dtype.
         deltas: (N, *shape) float32 (float64 when the base is), task minus base in task order;
             None for tensors without deltas (integers, bools, skipped ones).
-        zeroed: non-finite entries replaced by 0 under `nonfinite=zero`.
+        changed: whether any delta holds a number other than zero.
     """
 
     base: Tensor
     deltas: Tensor | None
-    zeroed: int = 0
+    changed: bool = False
 
 
 @dataclass(slots=True)
@@ -106,7 +107,7 @@ class Family:
             FamilyError: NaN or infinity in base or task, named.
         """
         base = self.base.read(name)
-        if base.is_floating_point() and not bool(torch.isfinite(base).all()):
+        if base.is_floating_point() and not math.isfinite(largest_magnitude(base)):
             raise FamilyError(
                 "base holds NaN or infinity",
                 where=f"tensor {name!r} in {self.base.path}",
@@ -117,17 +118,18 @@ class Family:
             return Stack(base, None)
         wide = torch.float64 if base.dtype == torch.float64 else torch.float32
         start = base.to(wide)
-        deltas = torch.zeros((len(self.tasks), *base.shape), dtype=wide)
-        zeroed = 0
+        deltas = torch.empty((len(self.tasks), *base.shape), dtype=wide)
+        changed = False
         for index, (task, reader) in enumerate(self.tasks.items()):
-            if name not in reader.infos:
-                continue  # on_missing=zero
+            if name not in reader.infos:  # on_missing=zero
+                deltas[index] = 0
+                continue
             tuned = reader.read(name)
             if tuned.shape != base.shape:
                 tuned = tuned[tuple(slice(size) for size in base.shape)]
             torch.sub(tuned.to(wide), start, out=deltas[index])
-            zeroed += self._refuse_unusable(deltas[index], name, task)
-        return Stack(base, deltas, zeroed)
+            changed |= self._checked_magnitude(deltas[index], name, task) > 0
+        return Stack(base, deltas, changed)
 
     def same_everywhere(self, name: str, other: str) -> bool:
         """Whether two tensors of one base content are equal in every task too (tied weights)."""
@@ -138,25 +140,31 @@ class Family:
                 return False
         return self.has_deltas(name) == self.has_deltas(other)
 
-    def _refuse_unusable(self, delta: Tensor, name: str, task: str) -> int:
-        finite = torch.isfinite(delta)
-        bad = delta.numel() - int(finite.sum())
-        if bad and self.policy.nonfinite == "error":
-            raise FamilyError(
-                f"task {task!r} holds {bad} NaN or infinite values",
-                where=f"tensor {name!r} in {self.tasks[task].path}",
-                fix="repair the checkpoint, or pass --nonfinite zero to treat them as unchanged",
-            )
-        if bad:
-            delta[~finite] = 0
-            self.notes.append(f"{bad} non-finite values of {name!r} in task {task!r} set to zero")
-        if delta.numel() and float(delta.abs().max()) > LARGEST_DELTA:
+    def _checked_magnitude(self, delta: Tensor, name: str, task: str) -> float:
+        """Largest magnitude of a delta, after non-finite entries were refused or set to zero."""
+        largest = largest_magnitude(delta)
+        if not math.isfinite(largest):
+            self._handle_nonfinite(delta, name, task)
+            largest = largest_magnitude(delta)
+        if largest > LARGEST_DELTA:
             raise FamilyError(
                 f"task {task!r} is too far from the base: a difference exceeds {LARGEST_DELTA:.3g}",
                 where=f"tensor {name!r} in {self.tasks[task].path}",
                 fix="repair the checkpoint; such weights are not a model",
             )
-        return bad
+        return largest
+
+    def _handle_nonfinite(self, delta: Tensor, name: str, task: str) -> None:
+        finite = torch.isfinite(delta)
+        bad = delta.numel() - int(finite.sum())
+        if self.policy.nonfinite == "error":
+            raise FamilyError(
+                f"task {task!r} holds {bad} NaN or infinite values",
+                where=f"tensor {name!r} in {self.tasks[task].path}",
+                fix="repair the checkpoint, or pass --nonfinite zero to treat them as unchanged",
+            )
+        delta[~finite] = 0
+        self.notes.append(f"{bad} non-finite values of {name!r} in task {task!r} set to zero")
 
     def _note_disagreement(self, name: str, base: Tensor) -> None:
         if name in self.skipped:
@@ -257,6 +265,18 @@ def _croppable(tuned: TensorInfo, base: TensorInfo) -> bool:
     return len(tuned.shape) == len(base.shape) and all(
         have >= want for have, want in zip(tuned.shape, base.shape, strict=True)
     )
+
+
+def largest_magnitude(x: Tensor) -> float:
+    """Largest |x|, in one pass; NaN where there is one, 0 for an empty tensor.
+
+    >>> largest_magnitude(torch.tensor([1.0, -3.0])), largest_magnitude(torch.empty(0))
+    (3.0, 0.0)
+    """
+    if not x.numel():
+        return 0.0
+    low, high = (float(bound) for bound in torch.aminmax(x))  # NaN wins both
+    return max(-low, high) if not math.isnan(low) else math.nan
 
 
 def is_buffer(name: str) -> bool:

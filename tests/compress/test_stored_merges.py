@@ -40,7 +40,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> FamilyFiles:
 
 
 def merged(family: FamilyFiles, folder: Path, method: str, **params: Any) -> Artifact:
-    return pack(family, folder, method=method, **UNQUANTISED, **METHOD_PARAMS.get(method, {}), **params)
+    return pack(
+        family, folder, method=method, **UNQUANTISED, **METHOD_PARAMS.get(method, {}), **params
+    )
 
 
 def shards(artifact: Path) -> dict[Path, bytes]:
