@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from svd_hybrid.cli.options import WordsCommand, config_options, given
+from svd_hybrid.cli.recipe import from_recipe
 from svd_hybrid.cli.reporter import number, print_table
 from svd_hybrid.compress.config import OPTIONAL_PATHS, CompressConfig, resolve_config
 from svd_hybrid.compress.config_file import read_config_file
+from svd_hybrid.compress.recipe_record import METHOD_KEY
 from svd_hybrid.console import (
     PATH,
     base_option,
@@ -27,6 +29,8 @@ from svd_hybrid.methods import METHODS
 
 if TYPE_CHECKING:
     from svd_hybrid.compress.run import CompressRequest, CompressResult
+
+TASK_OPTIONS = ("tasks", "task_paths", "checkpoint_dir")
 
 
 @click.command(cls=WordsCommand, short_help="Compress fine-tunes of one base into an artifact.")
@@ -66,7 +70,7 @@ if TYPE_CHECKING:
     "config_file",
     type=PATH,
     metavar="FILE",
-    help="YAML or JSON with any of these keys; the command line wins.",
+    help="YAML or JSON with any of these keys, or a mergekit recipe; the command line wins.",
 )
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any configuration key."
@@ -124,6 +128,10 @@ def build_request(
     file_path = values.get("config_file")
     if record is None and file_path:
         record, where = read_config_file(file_path), str(file_path)
+    if record is not None and METHOD_KEY in record:
+        named = values["tasks"] or values["task_paths"]
+        replaced = resolve_tasks(*(values[key] for key in TASK_OPTIONS)) if named else {}
+        record, values = from_recipe(record, where, values, replaced)
     from_file = dict(record or {})
     paths = {key: Path(str(from_file[key])) for key in OPTIONAL_PATHS if from_file.get(key)}
     for key in OPTIONAL_PATHS:
@@ -195,7 +203,7 @@ def _task_list(listed: Any, where: str) -> list[str]:
 
 
 def resolve_tasks(
-    names: list[str], task_paths: tuple[str, ...], checkpoint_dir: Path | None
+    names: Sequence[str], task_paths: Sequence[str], checkpoint_dir: Path | None
 ) -> dict[str, Path]:
     """Checkpoint by task: looked up by name, then those given as NAME=PATH.
 

@@ -153,7 +153,9 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
         stream = FamilyStream(method, source, settings, masks, statistics)
         encoder = FamilyEncoder(plan, stream, writer, diagnostics)
         encoder.run(progress)
+        untuned = method.advice and "scaling" not in config.parameters
         diagnostics.notes += [
+            *([method.advice] if untuned else []),
             *weights.notes,
             *source.all_notes(),
             *masks.notes,

@@ -13,9 +13,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from svd_hybrid.compress.config import CompressConfig, Override
+from svd_hybrid.errors import ParameterError
 from svd_hybrid.io.lookup import match_name
+from svd_hybrid.methods import METHODS
 from svd_hybrid.patterns import matches_any
 
+SMALLEST_TOTAL = 1e-8
+"""Weights whose sum is closer to zero define no average (methods.md §1)."""
 LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
 
 
@@ -50,7 +54,7 @@ class FamilySettings:
     Args:
         config: the resolved configuration.
         tasks: task names in order.
-        weights: factor per task before overrides.
+        weights: factor per task where no override sets one.
         names: every tensor of the base; depth is measured among them.
 
     Raises:
@@ -68,6 +72,11 @@ class FamilySettings:
         self.config = config
         self.tasks = list(tasks)
         self.common = TensorSettings(config.method_params, config.profile_params, weights)
+        averages = METHODS[config.method].weights == "average"
+        self._normalises = averages and config.normalize_weights
+        self._given = weights
+        if self._normalises:  # what an override stands beside: factors whose mean is 1, or given
+            self._given = config.weights or tuple(len(weights) * weight for weight in weights)
         self._depth = depths(names)
         self._rules_tasks = [self._task_indices(rule) for rule in config.overrides]
 
@@ -82,7 +91,7 @@ class FamilySettings:
         if not fitting:
             return replace(self.common, keep_base=kept)
         changes: dict[str, Any] = {}
-        weights, densities = list(self.common.weights), dict[int, float]()
+        weights, densities = list(self._given), dict[int, float]()
         for rule, tasks in fitting:
             values = {key: at_depth(value, self._depth[name]) for key, value in rule.values.items()}
             kept = values.pop("keep_base", kept)
@@ -95,14 +104,32 @@ class FamilySettings:
                 densities.clear()
             changes |= values
         method = _changed(self.common.method, changes)
+        own = any("weight" in rule.values for rule, _ in fitting)
         every = (
             tuple(densities.get(task, method.density) for task in range(len(self.tasks)))
             if densities
             else ()
         )
         return TensorSettings(
-            method, _changed(self.common.profile, changes), tuple(weights), every, kept
+            method,
+            _changed(self.common.profile, changes),
+            self._normalised(weights, name) if own else self.common.weights,
+            every,
+            kept,
         )
+
+    def _normalised(self, weights: Sequence[float], name: str) -> tuple[float, ...]:
+        """Overridden weights of one tensor; those of an average sum to 1 again."""
+        if not self._normalises:
+            return tuple(weights)
+        total = math.fsum(weights)
+        if abs(total) < SMALLEST_TOTAL:
+            raise ParameterError(
+                f"weights of tensor {name!r} sum to {total:g}, so they define no average",
+                where="overrides",
+                fix="pass other weights, or --no-normalize-weights",
+            )
+        return tuple(weight / total for weight in weights)
 
     def _task_indices(self, rule: Override) -> set[int]:
         if not rule.tasks:
@@ -137,7 +164,8 @@ def at_depth(value: Any, depth: float) -> Any:
 def depths(names: Iterable[str]) -> dict[str, float]:
     """Depth of every tensor in [0, 1], from the first number in its dotted name.
 
-    Tensors without a layer number lie at the start when they are embeddings, at the end otherwise.
+    Tensors without a layer number lie at the start when they are embeddings, at the end otherwise;
+    so does the layer of a stack of one, as in mergekit.
 
     >>> depths(["embed.weight", "h.0.w", "h.1.w", "h.2.w", "head.weight"])
     {'embed.weight': 0.0, 'h.0.w': 0.0, 'h.1.w': 0.5, 'h.2.w': 1.0, 'head.weight': 1.0}
@@ -151,7 +179,8 @@ def depths(names: Iterable[str]) -> dict[str, float]:
     depth = {}
     for name, match in found.items():
         if match:
-            depth[name] = int(match[1]) / max(1, last[name[: match.start(1)]])
+            end = last[name[: match.start(1)]]
+            depth[name] = int(match[1]) / end if end else 1.0
         else:
             depth[name] = 0.0 if "embed" in name.lower() else 1.0
     return depth

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from svd_hybrid.compress.config import CompressConfig
+from svd_hybrid.compress.settings import SMALLEST_TOTAL
 from svd_hybrid.compress.source import DeltaSource
 from svd_hybrid.compress.stream import Progress
 from svd_hybrid.compress.weighting import (
@@ -26,9 +27,6 @@ from svd_hybrid.io.lookup import match_name
 from svd_hybrid.methods import METHODS
 from svd_hybrid.numerics.linalg import gram_of_rows
 from svd_hybrid.numerics.threads import one_thread
-
-SMALLEST_TOTAL = 1e-8
-"""Weights whose sum is closer to zero define no average (methods.md §1)."""
 
 
 def task_weights(

@@ -1,8 +1,7 @@
 """Reading per-task boolean masks, in the layouts that exist.
 
 One file per task (`<task>_mask`, `<task>` or `<task>/mask`, as .safetensors or .pt: tensor name →
-bool or 0/1 tensor), or one `TALL_mask_<n>task.npy` for all: task → bits of the model flattened in
-order of tensor names, most significant bit first (nik-dim/tall_masks).
+bool or 0/1 tensor), or one packed file `TALL_mask_…` for all (io.packed_masks).
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from svd_hybrid.errors import FamilyError, StorageError, UnsafeError, UsageError
-from svd_hybrid.io.array_pickle import Bytes, load_byte_arrays
+from svd_hybrid.errors import FamilyError, StorageError, UsageError
 from svd_hybrid.io.lookup import match_name
+from svd_hybrid.io.packed_masks import open_packed
 from svd_hybrid.io.reader import CheckpointReader, open_checkpoint
 from svd_hybrid.io.tensors import TensorInfo
 
@@ -38,7 +36,7 @@ def open_masks(
     """The masks found for each task; tasks without one are absent from the result.
 
     Args:
-        folder: where the masks are.
+        folder: where the masks are; or one packed file.
         tasks: task names, in order.
         infos: the base's tensors; masks must fit their names and shapes.
 
@@ -47,6 +45,8 @@ def open_masks(
         FamilyError: a mask file is damaged or does not fit the base.
         UnsafeError: a file would need code to load.
     """
+    if folder.is_file():
+        return {**open_packed(folder, tasks, infos)}
     if not folder.is_dir():
         raise StorageError("mask folder does not exist", where=str(folder))
     packed = sorted(p for p in folder.iterdir() if p.name.lower().startswith("tall_mask_"))
@@ -54,10 +54,10 @@ def open_masks(
         raise FamilyError(
             "several packed mask files: " + ", ".join(p.name for p in packed),
             where=str(folder),
-            fix="leave one of them in the mask folder",
+            fix="name one of them instead of the folder",
         )
     if packed:
-        return _open_packed(packed[0], tasks, infos)
+        return {**open_packed(packed[0], tasks, infos)}
     masks: dict[str, TaskMask] = {}
     for task in tasks:
         path = _find_mask(folder, task)
@@ -109,71 +109,3 @@ class _MaskFile:
                 f"mask of {name!r} holds values other than 0 and 1", where=str(self.reader.path)
             )
         return mask.to(torch.bool)
-
-
-def _open_packed(
-    path: Path, tasks: list[str], infos: Mapping[str, TensorInfo]
-) -> dict[str, TaskMask]:
-    bits_by_name = _load_packed(path)
-    floats = [name for name in sorted(infos) if infos[name].is_float]
-    total = sum(infos[name].count for name in floats)
-    starts, position = {}, 0
-    for name in floats:
-        starts[name] = position
-        position += infos[name].count
-    masks: dict[str, TaskMask] = {}
-    for task in tasks:
-        try:
-            bits = bits_by_name[match_name(task, bits_by_name, "mask for task", str(path))]
-        except UsageError as error:
-            if "ambiguous" in error.what:
-                raise
-            continue
-        if bits.shape != ((total + 7) // 8,):
-            raise FamilyError(
-                f"packed mask of task {task!r} has shape {list(bits.shape)}; "
-                f"{total} scalars need {(total + 7) // 8} bytes",
-                where=str(path),
-                fix="the mask belongs to another model, or was packed over other tensors",
-            )
-        masks[task] = _PackedMask(bits, starts, infos)
-    return masks
-
-
-class _PackedMask:
-    """One task's bits over the canonical flattening of the model's float tensors."""
-
-    def __init__(
-        self, bits: Bytes, starts: dict[str, int], infos: Mapping[str, TensorInfo]
-    ) -> None:
-        self.bits = bits
-        self.starts = starts
-        self.infos = infos
-
-    def read(self, name: str) -> Tensor | None:
-        if name not in self.starts:
-            return None
-        start, count = self.starts[name], self.infos[name].count
-        first = start // 8
-        window = np.unpackbits(self.bits[first : (start + count + 7) // 8])
-        values = window[start - 8 * first : start - 8 * first + count]
-        return torch.from_numpy(values.copy()).to(torch.bool).reshape(self.infos[name].shape)
-
-
-def _load_packed(path: Path) -> dict[str, Bytes]:
-    """Task → packed bits, from torch's or NumPy's file format, without running any code."""
-    try:
-        return load_byte_arrays(path)
-    except UnsafeError as error:
-        error.where = str(path)
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"packed mask file may not be read: {error.strerror}", where=str(path)
-        ) from error
-    except ValueError as error:
-        raise FamilyError(
-            f"packed mask file cannot be read: {str(error)[:160]}",
-            where=str(path),
-            fix="copy it again, or store the masks as safetensors, one file per task",
-        ) from error

@@ -106,6 +106,7 @@ class MergeMethod:
         statistics: which layer statistics it reads, if its parameters ask for them.
         takes_masks: what a mask folder is used for: one `combined` mask per tensor, one mask per
             task and tensor, or nothing.
+        advice: said when the user leaves `scaling` at its default; empty where that serves.
     """
 
     name: str
@@ -121,6 +122,7 @@ class MergeMethod:
     per_task_reload: bool = False
     statistics: Literal["", "moment", "gram"] = ""
     takes_masks: Literal["", "combined", "per-task"] = ""
+    advice: str = ""
 
     @property
     def linear(self) -> bool:

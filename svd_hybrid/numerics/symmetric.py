@@ -1,0 +1,91 @@
+"""Gram matrices and their eigenvectors through LAPACK, on as many threads as torch may use.
+
+SciPy rather than torch: it forms one triangle of a Gram matrix (half the work) and computes only
+the eigenvectors that are asked for.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import linalg  # type: ignore[import-untyped]
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+from torch import Tensor
+
+Array = NDArray[Any]
+SUBSET_PAYS = 3  # a subset of eigenvectors is cheaper than all below 1 / this of them (measured)
+
+
+def gram_of_columns(a: Tensor, dtype: torch.dtype) -> Array:
+    """Lower triangle of a.T @ a.
+
+    Args:
+        a: (m, n) float; the transpose of a contiguous matrix is as good as a contiguous one.
+        dtype: float32 or float64, of the products and the result.
+
+    Returns:
+        (n, n), Fortran order; what is above the diagonal means nothing.
+    """
+    array = a.to(dtype).numpy()
+    if not array.size:
+        return np.zeros((array.shape[1],) * 2, array.dtype, order="F")
+    syrk = linalg.blas.ssyrk if dtype == torch.float32 else linalg.blas.dsyrk
+    with _threads():
+        if array.flags.f_contiguous:
+            return syrk(1.0, array, trans=1, lower=1)  # type: ignore[no-any-return]
+        return syrk(1.0, array.T, trans=0, lower=1)  # type: ignore[no-any-return]
+
+
+def eigenvectors(gram: Array, count: int) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues of a symmetric matrix with their vectors, in descending order.
+
+    Args:
+        gram: (n, n) float32 or float64, lower triangle.
+        count: how many, 0..n.
+
+    Returns:
+        values: (count,) and vectors: (n, count), of the dtype of `gram`.
+    """
+    size = len(gram)
+    with _threads():
+        if count * SUBSET_PAYS < size and count:
+            chosen = (size - count, size - 1)
+            values, vectors = linalg.eigh(
+                gram, driver="evr", subset_by_index=chosen, check_finite=False
+            )
+        else:
+            values, vectors = _all_eigenvectors(gram)
+    largest = torch.from_numpy(values).flip(0)[:count]
+    return largest, torch.from_numpy(vectors).flip(1)[:, :count]
+
+
+def is_well_conditioned(gram: Array, worst: float) -> bool:
+    """Whether a Cholesky factor shows no sign of an eigenvalue ratio above `worst`."""
+    if not len(gram):
+        return True
+    factor, info = linalg.lapack.spotrf(gram.astype(np.float32), lower=1)
+    pivots = np.diag(factor).astype(np.float64) ** 2
+    return bool(info == 0 and pivots.min() * worst > gram.diagonal().max())
+
+
+def _all_eigenvectors(gram: Array) -> tuple[Array, Array]:
+    if not len(gram):
+        return gram[0:0].reshape(0), gram
+    try:
+        return linalg.eigh(gram, driver="evd", check_finite=False)  # type: ignore[no-any-return]
+    except np.linalg.LinAlgError:  # divide and conquer did not converge: try the other algorithm
+        return linalg.eigh(gram, driver="evr", check_finite=False)  # type: ignore[no-any-return]
+
+
+@cache
+def _controller() -> Any:
+    return ThreadpoolController()
+
+
+def _threads() -> Any:
+    """A block in which SciPy's BLAS has the threads that torch has."""
+    return _controller().limit(limits=torch.get_num_threads(), user_api="blas")
