@@ -23,11 +23,18 @@ def reference() -> str:
     for name in ("", *COMMANDS):
         command = app.get_command(click.Context(app), name) if name else app
         assert command is not None  # COMMANDS lists what exists
-        title = f"svdh {name}".strip()
-        context = click.Context(command, info_name=title, max_content_width=WIDTH)
-        context.terminal_width = WIDTH
-        sections.append(f"## {title}\n\n```text\n{command.get_help(context)}\n```")
+        sections.append(section(command, f"svdh {name}".strip()))
+        if name and isinstance(command, click.Group):
+            verbs = command.commands.items()
+            sections += [section(verb, f"svdh {name} {title}") for title, verb in verbs]
     return "\n\n".join(sections) + "\n"
+
+
+def section(command: click.Command, title: str) -> str:
+    """The help of one command."""
+    context = click.Context(command, info_name=title, max_content_width=WIDTH)
+    context.terminal_width = WIDTH
+    return f"## {title}\n\n```text\n{command.get_help(context)}\n```"
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ COMMANDS = {
     "reload": "Rebuild the merged model, one fine-tune, or a new weighting.",
     "verify": "Check every file of an artifact, and the base if given.",
     "inspect": "Show what an artifact holds.",
+    "masks": "Build TALL masks of a family, or measure masks.",
     "methods": "List merge methods and their parameters.",
     "convert": "Convert an artifact in the original .pt layout.",
     "demo": "Train a small real family and run everything on it.",

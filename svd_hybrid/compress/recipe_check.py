@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from svd_hybrid.compress.recipe import Recipe
-from svd_hybrid.errors import UsageError
-from svd_hybrid.io.reader import open_checkpoint
+from svd_hybrid.errors import UsageError, shorten
+from svd_hybrid.io.reader import CheckpointReader, open_checkpoint
 
 HALF = ("F16", "BF16")
 
@@ -53,7 +53,26 @@ def check_checkpoints(recipe: Recipe, base: Path, tasks: Mapping[str, Path]) -> 
             where=str(base),
             fix="write dtype: float32, and the dtype of the result as out_dtype",
         )
+    notes = []
     if used & set(HALF) and recipe.dtype != "F32":
         halves = " and ".join(sorted(used & set(HALF)))
-        return [f"mergekit rounds to {halves} at every step; svdh sums in float32, rounds once"]
-    return []
+        notes.append(
+            f"mergekit rounds to {halves} at every step, svdh sums in float32 and rounds once"
+        )
+    emptied = [name for name in sorted(found) if _trims_all(recipe, readers[0], name)]
+    if emptied:
+        notes.append(
+            f"of tensors this small mergekit keeps one scalar, svdh none: {shorten(emptied)}"
+        )
+    return notes
+
+
+def _trims_all(recipe: Recipe, base: CheckpointReader, name: str) -> bool:
+    """Whether the lowest density of a magnitude trim leaves nothing of a tensor."""
+    if recipe.values["method"] != "ties" or name not in base.infos:
+        return False
+    densities = [recipe.values["density"]]
+    for rule in recipe.values["overrides"]:
+        value = rule.get("density", 1.0)
+        densities += value["gradient"] if isinstance(value, Mapping) else [value]
+    return int(base.infos[name].count * min(densities)) == 0

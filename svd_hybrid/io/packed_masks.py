@@ -8,7 +8,7 @@ write is safetensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -105,13 +105,23 @@ class PackedMaskWriter:
 
 
 def open_packed(
-    path: Path, tasks: list[str], infos: Mapping[str, TensorInfo]
+    path: Path, tasks: Sequence[str], infos: Mapping[str, TensorInfo]
 ) -> dict[str, PackedMask]:
-    bits_by_name = _load_packed(path)
-    floats = [name for name in sorted(infos) if infos[name].is_float]
-    total = sum(infos[name].count for name in floats)
-    starts, position = {}, 0
-    for name in floats:
+    """The masks of those tasks that the file has.
+
+    Args:
+        path: safetensors, or a pickle of NumPy or torch; none of its code is run.
+        tasks: task names, in order.
+        infos: the base's tensors; masks must have a bit for each of their scalars.
+
+    Raises:
+        FamilyError: the file is damaged, or packed for another model.
+        UnsafeError: it would need code to load.
+        StorageError: it may not be read.
+    """
+    bits_by_name = _load(path)
+    starts, position = dict[str, int](), 0
+    for name in flattened(infos):
         starts[name] = position
         position += infos[name].count
     masks: dict[str, PackedMask] = {}
@@ -122,10 +132,10 @@ def open_packed(
             if "ambiguous" in error.what:
                 raise
             continue
-        if bits.shape != ((total + 7) // 8,):
+        if bits.shape != (packed_bytes(position),):
             raise FamilyError(
                 f"packed mask of task {task!r} has shape {list(bits.shape)}; "
-                f"{total} scalars need {(total + 7) // 8} bytes",
+                f"{position} scalars need {packed_bytes(position)} bytes",
                 where=str(path),
                 fix="the mask belongs to another model, or was packed over other tensors",
             )
@@ -134,7 +144,13 @@ def open_packed(
 
 
 class PackedMask:
-    """One task's bits over the canonical flattening of the model's float tensors."""
+    """One task's bits over the canonical flattening of a model.
+
+    Args:
+        bits: as the file has them.
+        starts: position of each tensor's first bit.
+        infos: the base's tensors.
+    """
 
     def __init__(
         self, bits: Bytes, starts: dict[str, int], infos: Mapping[str, TensorInfo]
@@ -144,6 +160,7 @@ class PackedMask:
         self.infos = infos
 
     def read(self, name: str) -> Tensor | None:
+        """Bool tensor of the named tensor's shape; None for one that is not a float tensor."""
         if name not in self.starts:
             return None
         start, count = self.starts[name], self.infos[name].count
@@ -153,9 +170,11 @@ class PackedMask:
         return torch.from_numpy(values.copy()).to(torch.bool).reshape(self.infos[name].shape)
 
 
-def _load_packed(path: Path) -> dict[str, Bytes]:
-    """Task → packed bits, from torch's or NumPy's file format, without running any code."""
+def _load(path: Path) -> dict[str, Bytes]:
+    """Task → packed bits."""
     try:
+        if path.suffix == ".safetensors":
+            return _load_safetensors(path)
         return load_byte_arrays(path)
     except UnsafeError as error:
         error.where = str(path)
@@ -170,3 +189,15 @@ def _load_packed(path: Path) -> dict[str, Bytes]:
             where=str(path),
             fix="copy it again, or store the masks as safetensors, one file per task",
         ) from error
+
+
+def _load_safetensors(path: Path) -> dict[str, Bytes]:
+    reader = SafetensorsReader(path)
+    for task, info in reader.infos.items():
+        if info.dtype != "U8" or len(info.shape) != 1:
+            raise FamilyError(
+                f"{task!r} is no packed mask: it is {info.dtype} of shape {list(info.shape)}",
+                where=str(path),
+                fix="pass a file that svdh masks build wrote, or a folder with a file per task",
+            )
+    return {task: reader.read(task).numpy() for task in reader.infos}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from svd_hybrid._lazy import lazy
 from svd_hybrid.methods.base import MergeMethod, MergeResult, TensorContext, parameter
 from svd_hybrid.methods.checks import check_choices, require
-from svd_hybrid.methods.iso_c import IsoCParams
+from svd_hybrid.methods.iso_c import ADVICE, IsoCParams
 from svd_hybrid.methods.spectral_classes import (
     mean_result,
     product_result,
@@ -111,4 +111,5 @@ ISO_CTS = MergeMethod(
     source="arXiv 2502.04959, Iso-CTS; danielm1405/iso-merging",
     params=IsoCtsParams,
     merge=merge,
+    advice=ADVICE,
 )

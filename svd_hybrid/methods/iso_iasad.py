@@ -51,7 +51,9 @@ class IsoIasadParams(DecompositionParams):
         "what is approximated: deviations from the mean delta, which is added back (right) or, as "
         "published, is not (legacy), or the deltas themselves (whole)",
     )
-    base: Literal["iso-c", "iso-cts"] = parameter("iso-c", "how the approximations are merged")
+    merge_rule: Literal["iso-c", "iso-cts"] = parameter(
+        "iso-c", "how the approximations are merged"
+    )
     common_space_fraction: float = parameter(
         0.8, "of iso-cts: share of the directions that stay common to the tasks, [0, 1]"
     )
@@ -87,7 +89,7 @@ def merge(deltas: Tensor, params: IsoIasadParams, ctx: TensorContext) -> MergeRe
         return mean_result(deltas)
     approximated = approximations(stack, params, ctx)
     stored = storage_noise(ctx.base, len(stack))
-    if params.base == "iso-c":
+    if params.merge_rule == "iso-c":
         rule = iso_c.IsoCParams(
             sigma_mean_over=params.sigma_mean_over, null_space=params.null_space
         )
@@ -130,4 +132,5 @@ ISO_IASAD = MergeMethod(
     merge=merge,
     scan=scan,
     statistics="moment",
+    advice=iso_c.ADVICE,
 )

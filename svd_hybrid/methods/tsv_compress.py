@@ -45,14 +45,14 @@ class TsvCompressParams:
     energy: float | None = parameter(
         None, "instead: keep the fewest that hold this share of the squared norm, (0, 1]"
     )
-    max_rank: int = parameter(0, "keep at most so many; 0 is no limit")
+    rank_cap: int = parameter(0, "keep at most so many; 0 is no limit")
 
     def __post_init__(self) -> None:
         check_choices(self)
         for name in ("rank_fraction", "energy"):
             share = getattr(self, name)
             require(share is None or 0 < share <= 1, name, share, "(0, 1]")
-        require(self.max_rank >= 0, "max_rank", self.max_rank, "0 and above")
+        require(self.rank_cap >= 0, "rank_cap", self.rank_cap, "0 and above")
 
 
 def merge(deltas: Tensor, params: TsvCompressParams, ctx: TensorContext) -> MergeResult:
@@ -78,7 +78,7 @@ def _factors(delta: Tensor, tasks: int, params: TsvCompressParams) -> tuple[Tens
         narrow = delta if delta.shape[0] >= delta.shape[1] else delta.T
         count = energy.rank_for_energy(spectral.spectrum(narrow).energies, params.energy)
     found = spectral.leading(
-        delta, min(count, params.max_rank or size), spectral.noise_level(delta)
+        delta, min(count, params.rank_cap or size), spectral.noise_level(delta)
     )
     root = found.s.sqrt()
     return found.u * root, found.v * root

@@ -20,7 +20,6 @@ from svd_hybrid.numerics.spectral import (
 )
 from svd_hybrid.numerics.symmetric import Array, gram_of_columns
 
-
 DELICATE = 3e-4  # what weaker directions become would show that a basis was rounded to float32
 
 

@@ -15,6 +15,7 @@ import yaml
 from torch import Tensor
 
 from svd_hybrid import Artifact
+from svd_hybrid.artifact.files import read_manifest
 from svd_hybrid.cli.app import main
 from svd_hybrid.compress.config import resolve_config
 from svd_hybrid.compress.recipe import Recipe, read_recipe
@@ -364,6 +365,17 @@ def test_half_precision_arithmetic_is_not_imitated(tmp_path):
     assert checked(tmp_path, half, single, dtype="float32") == []
 
 
+def test_tensors_too_small_for_their_density_are_named(tmp_path):
+    family = write_family(tmp_path, {"big": (4, 4), "norm": (3,)}, TASKS)
+    listed = {"base_model": str(family.base), "models": models(family, 1, 1, 1)}
+    for density in (0.3, [1, 0.3], cases({"filter": "norm", "value": 0.2}, 0.5)):
+        document = listed | {"merge_method": "ties", "parameters": {"density": density}}
+        notes = check_checkpoints(read_recipe(document, "r"), family.base, family.tasks)
+        assert notes == ["of tensors this small mergekit keeps one scalar, svdh none: 'norm'"]
+    document = listed | {"merge_method": "dare_ties", "parameters": {"density": 0.1}}
+    assert check_checkpoints(read_recipe(document, "r"), family.base, family.tasks) == []
+
+
 # --- weights of an average -----------------------------------------------------------------------
 
 
@@ -419,7 +431,7 @@ def test_the_command_line_wins_over_a_recipe(tmp_path, family):
     given = [f"--task={task}={path}" for task, path in family.tasks.items()]
     more = (f"--base-model-path={family.base}", "--scaling=0.5", "--store-tasks=on", *given)
     assert command(tmp_path, document, *more) == 0
-    manifest = Artifact.open(tmp_path / "art").manifest
+    manifest = read_manifest(tmp_path / "art")
     assert (list(manifest.tasks), manifest.holds_tasks) == (list(TASKS), True)
     assert manifest.merges["merged"].scaling == 0.5
 

@@ -168,7 +168,7 @@ def test_a_decomposition_of_everything_is_exact():
 @pytest.mark.parametrize(("base", "method"), [("iso-c", ISO_C), ("iso-cts", ISO_CTS)])
 def test_exact_approximations_make_iasad_its_base_method(base, method):
     deltas = normal(3, 12, 9)
-    exact = {"sparsity": 0.0, "rank_ratio": 0.0, "input_scaling": False, "base": base}
+    exact = {"sparsity": 0.0, "rank_ratio": 0.0, "input_scaling": False, "merge_rule": base}
     for mode in ("right", "whole"):
         found = merged(ISO_IASAD, deltas, mode=mode, **exact)
         assert relative(found, merged(method, deltas)) < 1e-4

@@ -248,8 +248,8 @@ def test_a_merge_of_truncated_tasks_is_their_sum():
     assert relative(value(result, (20, 30)), sum(tasks, start=torch.zeros(()))) < 1e-6
 
 
-def test_max_rank_caps_the_energy_rule():
-    result = result_of(TSV_COMPRESS, normal(2, 20, 30), energy=1.0, max_rank=3)
+def test_rank_cap_caps_the_energy_rule():
+    result = result_of(TSV_COMPRESS, normal(2, 20, 30), energy=1.0, rank_cap=3)
     assert result.parts["coeff_left"].shape == (2, 3, 20)
 
 
@@ -261,7 +261,7 @@ def test_max_rank_caps_the_energy_rule():
         (ISO_CTS, {"common_space_fraction": 1.5}),
         (TSV_M, {"rank_fraction": 0.0}),
         (TSV_COMPRESS, {"energy": 2.0}),
-        (TSV_COMPRESS, {"max_rank": -1}),
+        (TSV_COMPRESS, {"rank_cap": -1}),
     ],
 )
 def test_illegal_parameters_are_refused(method, values):
