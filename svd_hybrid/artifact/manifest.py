@@ -270,6 +270,12 @@ class Manifest:
         """Scalars of one checkpoint, all tensors."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
+    @property
+    def recovers_tasks(self) -> bool:
+        """Whether single tasks come back, from task deltas or from a merge that keeps them."""
+        kept = any(isinstance(m, StoredMerge) and m.tasks for m in self.merges.values())
+        return self.holds_tasks or kept
+
     def task_index(self, task: str) -> int:
         """Position of a task.
 

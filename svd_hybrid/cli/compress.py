@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from svd_hybrid.artifact.manifest import LinearMerge
 from svd_hybrid.cli.options import WordsCommand, config_options, given
 from svd_hybrid.cli.recipe import from_recipe
 from svd_hybrid.cli.reporter import number, print_table
@@ -256,6 +257,20 @@ def print_summary(result: CompressResult) -> None:
     ]
     rows.append(("all", "", number(result.relative_error, ".3e")))
     print_table("tasks", ("task", "weight", "relative error"), rows)
+    made = result.manifest.merge(None)
+    print_table(
+        "merge",
+        ("name", "method", "scaling", "stored as", "relative error"),
+        [
+            (
+                result.manifest.default_merge,
+                made.method,
+                number(made.scaling),
+                "weights of the tasks" if isinstance(made, LinearMerge) else "numbers of its own",
+                number(result.merge_error, ".1e"),
+            )
+        ],
+    )
     print_table(
         "bytes",
         ("artifact", "replaces", "ratio", "vs fp32", "vs fp16", "bits per parameter", "CPU s"),

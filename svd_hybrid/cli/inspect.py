@@ -11,7 +11,7 @@ from svd_hybrid.cli.reporter import number, print_table
 from svd_hybrid.console import artifact_option, common_options, print_json, size
 
 if TYPE_CHECKING:
-    from svd_hybrid.artifact.manifest import Manifest
+    from svd_hybrid.artifact.manifest import Manifest, Merge
 
 
 @click.command(short_help="Show what an artifact holds.")
@@ -49,7 +49,7 @@ def _diagnostics(folder: Path) -> dict[str, Any]:
 
 
 def _facts(manifest: Manifest, total: int, diagnostics: dict[str, Any]) -> dict[str, Any]:
-    numbers = manifest.scalars * len(manifest.tasks)
+    numbers = manifest.scalars * (len(manifest.tasks) if manifest.recovers_tasks else 1)
     errors = diagnostics.get("tasks", {})
     measured = diagnostics.get("per_parameter", {})
     return {
@@ -59,14 +59,7 @@ def _facts(manifest: Manifest, total: int, diagnostics: dict[str, Any]) -> dict[
             task: {"relative_error": errors.get(task, {}).get("relative_error")}
             for task in manifest.tasks
         },
-        "merges": {
-            name: {
-                "method": merge.method,
-                "scaling": merge.scaling,
-                "weights": dict(zip(manifest.tasks, getattr(merge, "weights", ()), strict=False)),
-            }
-            for name, merge in manifest.merges.items()
-        },
+        "merges": {name: _merge_facts(manifest, merge) for name, merge in manifest.merges.items()},
         "default_merge": manifest.default_merge,
         "parameters": manifest.scalars,
         "bytes_artifact": total,
@@ -85,6 +78,19 @@ def _facts(manifest: Manifest, total: int, diagnostics: dict[str, Any]) -> dict[
             }
             for tensor in manifest.tensors
         },
+    }
+
+
+def _merge_facts(manifest: Manifest, merge: Merge) -> dict[str, Any]:
+    """A merge for people: single tasks of a weighting are the stored ones."""
+    weights = getattr(merge, "weights", ())  # a stored merge has none
+    return {
+        "kind": merge.to_json()["kind"],
+        "method": merge.method,
+        "scaling": merge.scaling,
+        "single_tasks": getattr(merge, "tasks", manifest.holds_tasks),
+        "weights": dict(zip(manifest.tasks, weights, strict=False)),
+        "parameters": dict(merge.parameters),
     }
 
 
@@ -109,15 +115,28 @@ def _print_facts(facts: dict[str, Any]) -> None:
         (
             task,
             number(error["relative_error"], ".3e"),
-            *(number(merge["weights"].get(task)) for merge in merges.values()),
+            *(number(merge["weights"][task]) for merge in merges.values() if merge["weights"]),
         )
         for task, error in facts["tasks"].items()
     ]
-    titles = [
-        f"{name} ({merge['method']}, scaling {merge['scaling']:g})"
-        for name, merge in merges.items()
-    ]
-    print_table("tasks and merges", ("task", "relative error", *titles), rows, to_stdout=True)
+    titles = [f"weight in {name}" for name, merge in merges.items() if merge["weights"]]
+    print_table("tasks", ("task", "relative error", *titles), rows, to_stdout=True)
+    print_table(
+        "merges",
+        ("name", "method", "scaling", "stored as", "single tasks", "default"),
+        [
+            (
+                name,
+                merge["method"],
+                number(merge["scaling"]),
+                {"linear": "weights", "stored": "numbers"}[merge["kind"]],
+                "yes" if merge["single_tasks"] else "no",
+                "yes" if name == facts["default_merge"] else "",
+            )
+            for name, merge in merges.items()
+        ],
+        to_stdout=True,
+    )
 
 
 def _print_tensors(tensors: dict[str, Any]) -> None:

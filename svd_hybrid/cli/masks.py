@@ -163,11 +163,11 @@ def _print_facts(facts: MaskFacts) -> None:
     ]
     header = ("task", "selected", "of scalars", "coverage")
     print_table(f"masks of {len(facts.tensors)} tensors", header, rows, to_stdout=True)
-    rows = [
+    shares = [
         (str(tasks), f"{count:,}", number(count / total.scalars if total.scalars else 0.0, ".2%"))
         for tasks, count in enumerate(total.shared)
     ]
-    print_table("sharing", ("tasks", "scalars", "share"), rows, to_stdout=True)
+    print_table("sharing", ("tasks", "scalars", "share"), shares, to_stdout=True)
 
 
 def _shares(tasks: int) -> list[str]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from svd_hybrid.compress.recipe import read_recipe
 from svd_hybrid.console import note
 
 
@@ -27,6 +26,7 @@ def from_recipe(
         UsageError: a recipe svdh cannot honour, or a task that it does not have.
         FamilyError, StorageError: a checkpoint cannot be read.
     """
+    from svd_hybrid.compress.recipe import read_recipe
     from svd_hybrid.compress.recipe_check import check_checkpoints
     from svd_hybrid.io.lookup import match_name
 

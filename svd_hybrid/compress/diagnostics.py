@@ -34,13 +34,16 @@ class Diagnostics:
         config: the resolved configuration.
         tasks: task names in order.
         base_bytes: sizes of the base's weight files, summed.
-        source_bytes: the same for the tasks: what the artifact replaces.
+        source_bytes: the same for the tasks.
+        recovers_tasks: whether every fine-tune comes back, so that the artifact replaces them all;
+            else it replaces one merged checkpoint.
     """
 
     config: CompressConfig
     tasks: list[str]
     base_bytes: int
     source_bytes: int
+    recovers_tasks: bool = True
     scalars: int = 0
     delta_scalars: int = 0
     notes: list[str] = field(default_factory=list)
@@ -128,21 +131,23 @@ class Diagnostics:
     def bytes_report(self, breakdown: Mapping[str, int]) -> dict[str, Any]:
         """Sizes and the ratios they give (codec design §13); real files only."""
         artifact = sum(breakdown.values())
-        numbers = self.scalars * len(self.tasks)
-        delta_numbers = self.delta_scalars * len(self.tasks)
+        models = len(self.tasks) if self.recovers_tasks else 1
+        replaced = self.source_bytes if self.recovers_tasks else self.base_bytes
+        numbers, delta_numbers = self.scalars * models, self.delta_scalars * models
         return {
             "bytes_artifact": artifact,
-            "bytes_replaced": self.source_bytes,
+            "bytes_replaced": replaced,
             "bytes_base": self.base_bytes,
             "breakdown": dict(breakdown),
-            "ratio_src": self.source_bytes / artifact,
+            "ratio_src": replaced / artifact,
             "ratio_fp32": 4 * numbers / artifact,
             "ratio_fp16": 2 * numbers / artifact,
-            "ratio_total": (self.base_bytes + self.source_bytes) / (self.base_bytes + artifact),
+            "ratio_total": (self.base_bytes + replaced) / (self.base_bytes + artifact),
             "bpp_all": 8 * artifact / numbers if numbers else None,
             "bpp_delta": 8 * artifact / delta_numbers if delta_numbers else None,
             "parameters": self.scalars,
             "tasks": len(self.tasks),
+            "models": models,
         }
 
     def document(
@@ -189,7 +194,7 @@ class Diagnostics:
             ),
             "relative_error": self.relative_error,
             "bytes_artifact": sum(breakdown.values()),
-            "ratio_src": self.source_bytes / sum(breakdown.values()),
+            "ratio_src": self.bytes_report(breakdown)["ratio_src"],
         }
 
 

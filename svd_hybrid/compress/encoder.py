@@ -57,6 +57,13 @@ class RunPlan:
         return not (METHODS[self.config.method].linear and self.holds_tasks and self.uniform)
 
     @property
+    def recovers_tasks(self) -> bool:
+        """Whether every fine-tune comes back, from task deltas or from a merge that keeps them."""
+        merges = self.merges.values()
+        kept = any(isinstance(merge, StoredMerge) and merge.tasks for merge in merges)
+        return self.holds_tasks or METHODS[self.config.method].per_task_reload or kept
+
+    @property
     def merges(self) -> Mapping[str, Merge]:
         """The merges that are carried over."""
         return self.carried.manifest.merges if self.carried else {}

@@ -166,7 +166,6 @@ def write_masks(
             for label, masks in by_label.items():
                 writers[label].add(masks)
                 kept[label] += masks.sum(1)
-        stack.close()
     return MaskFiles(
         {label: output / name for label, name in names.items()},
         {

@@ -144,7 +144,11 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
     settings = FamilySettings(config, source.task_names, weights.weights, source.base.infos)
     plan = _plan(config, carried, settings, source)
     diagnostics = Diagnostics(
-        config, source.task_names, file_bytes(source.base), source.bytes_replaced
+        config,
+        source.task_names,
+        file_bytes(source.base),
+        source.bytes_replaced,
+        recovers_tasks=plan.recovers_tasks,
     )
     with staged_directory(request.artifact_dir, request.overwrite) as staging, one_thread():
         writer = ArtifactWriter(

@@ -14,14 +14,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from svd_hybrid import Artifact
+from svd_hybrid import Artifact, compress
 from svd_hybrid.artifact.files import read_manifest
 from svd_hybrid.cli.app import main
 from svd_hybrid.compress.config import resolve_config
 from svd_hybrid.compress.recipe import Recipe, read_recipe
 from svd_hybrid.compress.recipe_check import check_checkpoints
 from svd_hybrid.compress.run import CompressRequest, run_compress
-from svd_hybrid.compress.settings import FamilySettings
+from svd_hybrid.compress.settings import FamilySettings, depths
 from svd_hybrid.errors import ParameterError, UsageError
 from tests.families import FamilyFiles, State, load_state, weights_of, write_family
 
@@ -341,6 +341,13 @@ def test_a_density_outside_its_range(method, density):
         read_recipe(a_recipe(merge_method=method, models=entries), "r")
 
 
+def test_depth_is_that_of_mergekit_inside_the_layers():
+    assert depths([f"model.layers.{i}.w" for i in range(5)]) == {
+        f"model.layers.{i}.w": i / 4 for i in range(5)
+    }
+    assert depths(["model.layers.0.w"]) == {"model.layers.0.w": 1.0}
+
+
 # --- dtypes of the checkpoints -------------------------------------------------------------------
 
 
@@ -434,6 +441,22 @@ def test_the_command_line_wins_over_a_recipe(tmp_path, family):
     manifest = read_manifest(tmp_path / "art")
     assert (list(manifest.tasks), manifest.holds_tasks) == (list(TASKS), True)
     assert manifest.merges["merged"].scaling == 0.5
+
+
+def test_a_recipe_adds_a_merge_to_an_artifact(tmp_path, family):
+    compress(family.base, family.tasks, tmp_path / "first")
+    document = {
+        "merge_method": "ties",
+        "base_model": str(family.base),
+        "models": models(family, 1, 2, 1),
+        "parameters": {"density": 0.4},
+    }
+    assert command(tmp_path, document, "--from-artifact", tmp_path / "first") == 0
+    manifest = read_manifest(tmp_path / "art")
+    assert (sorted(manifest.merges), manifest.holds_tasks) == (["merged", "ties"], True)
+    got = weights_of(Artifact.open(tmp_path / "art"), family, merge="ties")
+    for name, want in merged(document, family).items():
+        assert float((got[name].double() - want).abs().max()) < 2e-6, name
 
 
 def test_models_that_are_elsewhere(tmp_path, family, capsys):

@@ -37,7 +37,10 @@ def settings(facts: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
             own = {"input_scaling": given["input_scaling"], "scaling": 1.0}
             return "scale-svd", decomposition(given) | PUBLISHED_DECOMPOSITION | own
         case "scale_svd+iso_c" | "scale_svd+iso_cts" as method:
-            base = {"merge_rule": method.removeprefix("scale_svd+").replace("_", "-"), "mode": "whole"}
+            base = {
+                "merge_rule": method.removeprefix("scale_svd+").replace("_", "-"),
+                "mode": "whole",
+            }
             base |= {key: given[key] for key in ("common_space_fraction",) if key in given}
             return "iso-iasad", decomposition(given) | PUBLISHED_DECOMPOSITION | base
         case "iso_iasad":
