@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from svd_hybrid.artifact.jsonfile import canonical_json, readable_json
 from svd_hybrid.artifact.schema import load_schema, schema_path, validate
 from svd_hybrid.cli.app import main
 from svd_hybrid.compress.config import CompressConfig
+from svd_hybrid.errors import ArtifactError
+from svd_hybrid.methods import METHODS
 from tests.format.families import compress_family, random_delta, write_family
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +39,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "not measured": {"eval_reconstruction": False},
     "nothing changed": {"unchanged": True},
     "parity": {"basis": "tasks", "fp16": False, "max_rank": 1},
+    "a merge alone": {"method": "ties"},
+    "tasks and a merge": {"method": "iso-c", "store_tasks": "on"},
+    "tasks of a merge": {"method": "emr", "merged_dtype": "fp16"},
+    "rules": {"method": "tsv-compress", "overrides": [{"tensors": "*", "scaling": 0.5}]},
 }
 
 
@@ -93,14 +100,23 @@ def test_documents_agree_with_the_manifest(artifact):
 
     manifest, diagnostics = load(layout.MANIFEST), load(layout.DIAGNOSTICS)
     merge = manifest["merges"][manifest["default_merge"]]
-    weights = dict(zip(manifest["tasks"], merge["weights"], strict=True))
+    once = [1.0] * len(manifest["tasks"])  # a stored merge has no weights; each task counts once
+    weights = dict(zip(manifest["tasks"], merge.get("weights", once), strict=True))
     assert load(layout.WEIGHTS) == weights == diagnostics["task_weights"]
     assert load(layout.CONFIG)["tasks"] == manifest["tasks"] == list(diagnostics["tasks"])
     if (artifact / layout.CLUSTERS).exists():
         assert load(layout.CLUSTERS) == diagnostics["cluster_assignments"]
-    stored = {t["name"]: sorted(t["parts"]) for t in manifest["tensors"] if "parts" in t}
+    stored = {
+        tensor["name"]: [part for part in sorted(tensor["parts"]) if not part.startswith("m0.")]
+        for tensor in manifest["tensors"]
+        if "parts" in tensor
+    }
     measured = diagnostics["per_parameter"]
-    assert stored == {name: sorted(measured[name]["bytes"]) for name in stored}
+    assert stored == {name: sorted(measured[name].get("bytes", [])) for name in stored}
+    if merge["kind"] == "stored":
+        assert diagnostics["merge"]["name"] == manifest["default_merge"]
+        kept = sum(facts["merge"]["bytes"] for facts in measured.values() if "merge" in facts)
+        assert diagnostics["merge"]["bytes"] == kept
 
 
 def test_verify_and_inspect_accept_it(artifact, capsys):
@@ -139,11 +155,21 @@ def test_a_stale_configuration_schema_is_noticed(tmp_path, monkeypatch, capsys):
 
 def test_the_configuration_schema_knows_every_key_and_its_default():
     schema = load_schema("config-v1")
-    defaults = CompressConfig().to_json()
-    assert set(schema["properties"]) == {*defaults, "tasks"}
-    for key, value in defaults.items():
-        assert schema["properties"][key]["default"] == value
+    every = [CompressConfig(method=name).to_json() for name in METHODS]
+    assert set(schema["properties"]) == {"tasks"}.union(*every)
+    own = {field.name for field in fields(CompressConfig)} - {"method", "parameters"}
+    for key in own:
+        assert schema["properties"][key]["default"] == every[0][key]
         assert schema["properties"][key]["description"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_defaults_of_every_method_conform_and_foreign_parameters_do_not(method):
+    config = CompressConfig(method=method).to_json() | {"tasks": ["cars"]}
+    validate(config, "config-v1", "test")
+    foreign = next(name for name in ("density", "num_iters") if name not in config)
+    with pytest.raises(ArtifactError):
+        validate(config | {foreign: 0.5}, "config-v1", "test")
 
 
 def test_parameters_of_another_method_are_not_allowed():
