@@ -7,7 +7,7 @@ from pathlib import Path
 
 from svd_hybrid.compress.recipe import Recipe
 from svd_hybrid.errors import UsageError, shorten
-from svd_hybrid.io.reader import CheckpointReader, open_checkpoint
+from svd_hybrid.io.reader import open_checkpoint
 
 HALF = ("F16", "BF16")
 
@@ -59,7 +59,14 @@ def check_checkpoints(recipe: Recipe, base: Path, tasks: Mapping[str, Path]) -> 
         notes.append(
             f"mergekit rounds to {halves} at every step, svdh sums in float32 and rounds once"
         )
-    emptied = [name for name in sorted(found) if _trims_all(recipe, readers[0], name)]
+    least = _least_density(recipe)
+    if used & set(HALF) and least < 1:
+        notes.append(
+            "of equal magnitudes at the cut, which half precision has many of, mergekit keeps "
+            "arbitrary ones, svdh the first"
+        )
+    counts = {name: info.count for name, info in readers[0].infos.items() if info.is_float}
+    emptied = [name for name in sorted(counts) if counts[name] and not int(counts[name] * least)]
     if emptied:
         notes.append(
             f"of tensors this small mergekit keeps one scalar, svdh none: {shorten(emptied)}"
@@ -67,12 +74,12 @@ def check_checkpoints(recipe: Recipe, base: Path, tasks: Mapping[str, Path]) -> 
     return notes
 
 
-def _trims_all(recipe: Recipe, base: CheckpointReader, name: str) -> bool:
-    """Whether the lowest density of a magnitude trim leaves nothing of a tensor."""
-    if recipe.values["method"] != "ties" or name not in base.infos:
-        return False
+def _least_density(recipe: Recipe) -> float:
+    """The lowest density of a trim by magnitude; 1 where nothing is trimmed so."""
+    if recipe.values["method"] != "ties":
+        return 1.0
     densities = [recipe.values["density"]]
     for rule in recipe.values["overrides"]:
         value = rule.get("density", 1.0)
         densities += value["gradient"] if isinstance(value, Mapping) else [value]
-    return int(base.infos[name].count * min(densities)) == 0
+    return float(min(densities))
