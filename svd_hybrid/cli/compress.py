@@ -14,7 +14,7 @@ from svd_hybrid.cli.recipe import from_recipe
 from svd_hybrid.cli.reporter import number, print_table
 from svd_hybrid.compress.config import OPTIONAL_PATHS, CompressConfig, resolve_config
 from svd_hybrid.compress.config_file import read_config_file
-from svd_hybrid.compress.recipe_record import METHOD_KEY
+from svd_hybrid.compress.recipe.record import METHOD_KEY
 from svd_hybrid.console import (
     PATH,
     base_option,

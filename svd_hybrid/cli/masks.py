@@ -22,8 +22,8 @@ from svd_hybrid.console import (
 from svd_hybrid.errors import UsageError
 
 if TYPE_CHECKING:
-    from svd_hybrid.compress.mask_facts import MaskFacts, TensorFacts
-    from svd_hybrid.compress.mask_files import MaskFiles
+    from svd_hybrid.compress.masks.build import MaskFiles
+    from svd_hybrid.compress.masks.coverage import MaskFacts, TensorFacts
 
 GRID = "0.2,0.3,0.4,0.5,0.6"
 
@@ -83,7 +83,7 @@ def build(
     """
     checkpoints = resolve_tasks(tasks, task_paths, checkpoint_dir)
     values = coerce("lambdas", lambdas, tuple[float, ...], "command line")
-    from svd_hybrid.compress.mask_files import write_masks
+    from svd_hybrid.compress.masks.build import write_masks
 
     with progress_bar(quiet or as_json) as progress:
         made = write_masks(
@@ -119,7 +119,7 @@ def inspect(
     if len(set(tasks)) < len(tasks):
         raise UsageError("a task is named twice", fix="name every task once")
     checkpoint = _given(base)
-    from svd_hybrid.compress.mask_facts import mask_facts
+    from svd_hybrid.compress.masks.coverage import mask_facts
     from svd_hybrid.io.reader import open_checkpoint
 
     facts = mask_facts(mask_dir, tasks, open_checkpoint(checkpoint).infos)

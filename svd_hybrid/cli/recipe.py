@@ -26,8 +26,8 @@ def from_recipe(
         UsageError: a recipe svdh cannot honour, or a task that it does not have.
         FamilyError, StorageError: a checkpoint cannot be read.
     """
-    from svd_hybrid.compress.recipe import read_recipe
-    from svd_hybrid.compress.recipe_check import check_checkpoints
+    from svd_hybrid.compress.recipe.check import check_checkpoints
+    from svd_hybrid.compress.recipe.read import read_recipe
     from svd_hybrid.io.lookup import match_name
 
     recipe = read_recipe(document, where)

@@ -25,7 +25,7 @@ from svd_hybrid.compress.card import model_card
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.diagnostics import Diagnostics
 from svd_hybrid.compress.encoder import FamilyEncoder, RunPlan
-from svd_hybrid.compress.masking import FamilyMasks
+from svd_hybrid.compress.masks.family import FamilyMasks
 from svd_hybrid.compress.settings import FamilySettings
 from svd_hybrid.compress.source import ArtifactSource, DeltaSource
 from svd_hybrid.compress.statistics import FamilyStatistics

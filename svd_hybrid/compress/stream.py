@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svd_hybrid.compress.masking import FamilyMasks
+from svd_hybrid.compress.masks.family import FamilyMasks
 from svd_hybrid.compress.settings import FamilySettings
 from svd_hybrid.compress.source import DeltaSource
 from svd_hybrid.compress.statistics import FamilyStatistics

@@ -19,9 +19,9 @@ from svd_hybrid.methods.base import (
     TensorStream,
     parameter,
 )
-from svd_hybrid.methods.dropping import DropParams, DroppedStream, check_drop, dropped
-from svd_hybrid.methods.multitask import summed
-from svd_hybrid.methods.trimming import as_matrices
+from svd_hybrid.methods.steps.dropping import DropParams, DroppedStream, check_drop, dropped
+from svd_hybrid.methods.steps.multitask import summed
+from svd_hybrid.methods.steps.trimming import as_matrices
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,8 +20,8 @@ from svd_hybrid.methods.base import (
     TensorStream,
     parameter,
 )
-from svd_hybrid.methods.checks import check_choices
-from svd_hybrid.methods.trimming import as_matrices, flat
+from svd_hybrid.methods.steps.checks import check_choices
+from svd_hybrid.methods.steps.trimming import as_matrices, flat
 
 if TYPE_CHECKING:
     import torch

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 from svd_hybrid._lazy import lazy
 from svd_hybrid.methods.base import MergeMethod, MergeResult, TensorContext, parameter
-from svd_hybrid.methods.checks import check_choices
-from svd_hybrid.methods.spectral_classes import (
+from svd_hybrid.methods.steps.checks import check_choices
+from svd_hybrid.methods.steps.spectral_classes import (
     SpectralParams,
     dense_result,
     mean_result,

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from svd_hybrid._lazy import lazy
 from svd_hybrid.methods.base import MergeMethod, MergeResult, TensorContext, parameter
-from svd_hybrid.methods.checks import check_choices, require
 from svd_hybrid.methods.iso_c import ADVICE, IsoCParams
-from svd_hybrid.methods.spectral_classes import (
+from svd_hybrid.methods.steps.checks import check_choices, require
+from svd_hybrid.methods.steps.spectral_classes import (
     mean_result,
     product_result,
     spectral_view,

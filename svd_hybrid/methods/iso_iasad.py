@@ -21,14 +21,14 @@ from svd_hybrid.methods.base import (
     TensorStream,
     parameter,
 )
-from svd_hybrid.methods.budgets import adaptive_budgets
-from svd_hybrid.methods.checks import require
-from svd_hybrid.methods.decomposition import (
+from svd_hybrid.methods.steps.budgets import adaptive_budgets
+from svd_hybrid.methods.steps.checks import require
+from svd_hybrid.methods.steps.decomposition import (
     DecompositionParams,
     check_decomposition,
     decompose_tasks,
 )
-from svd_hybrid.methods.spectral_classes import (
+from svd_hybrid.methods.steps.spectral_classes import (
     matrices,
     mean_result,
     spectral_view,

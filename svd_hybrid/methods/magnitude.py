@@ -18,7 +18,7 @@ from svd_hybrid.methods.base import (
     TensorStream,
     parameter,
 )
-from svd_hybrid.methods.trimming import (
+from svd_hybrid.methods.steps.trimming import (
     ModelCuts,
     TrimParams,
     as_matrices,

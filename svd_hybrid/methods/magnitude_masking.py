@@ -17,8 +17,8 @@ from svd_hybrid.methods.base import (
     TensorStream,
     parameter,
 )
-from svd_hybrid.methods.multitask import summed
-from svd_hybrid.methods.trimming import (
+from svd_hybrid.methods.steps.multitask import summed
+from svd_hybrid.methods.steps.trimming import (
     ModelCuts,
     TrimParams,
     as_matrices,

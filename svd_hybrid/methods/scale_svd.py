@@ -21,13 +21,13 @@ from svd_hybrid.methods.base import (
     TensorStream,
     parameter,
 )
-from svd_hybrid.methods.budgets import adaptive_budgets
-from svd_hybrid.methods.decomposition import (
+from svd_hybrid.methods.steps.budgets import adaptive_budgets
+from svd_hybrid.methods.steps.decomposition import (
     DecompositionParams,
     check_decomposition,
     decompose_tasks,
 )
-from svd_hybrid.methods.spectral_classes import (
+from svd_hybrid.methods.steps.spectral_classes import (
     FACTOR_LIMBS,
     dense_tasks,
     factor_parts,

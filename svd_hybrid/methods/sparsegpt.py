@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Literal
 from svd_hybrid._lazy import lazy
 from svd_hybrid.errors import ParameterError
 from svd_hybrid.methods.base import MergeMethod, MergeResult, TensorContext, parameter
-from svd_hybrid.methods.importance import (
+from svd_hybrid.methods.steps.importance import (
     ImportanceParams,
     check_importance,
     drawn_tasks,
     pruned_tasks,
 )
-from svd_hybrid.methods.spectral_classes import dense_result
+from svd_hybrid.methods.steps.spectral_classes import dense_result
 
 if TYPE_CHECKING:
     import torch

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from svd_hybrid.delta.expr import Dense, Masked
 from svd_hybrid.methods.base import MergeMethod, MergeResult, TensorContext, parameter
-from svd_hybrid.methods.multitask import (
+from svd_hybrid.methods.steps.multitask import (
     LocaliseParams,
     check_localise,
     multitask_vector,
     scan,
     tall_masks,
 )
-from svd_hybrid.methods.trimming import as_matrices
+from svd_hybrid.methods.steps.trimming import as_matrices
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from svd_hybrid.methods.base import MergeMethod, parameter
-from svd_hybrid.methods.checks import check_choices
+from svd_hybrid.methods.steps.checks import check_choices
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from svd_hybrid._lazy import lazy
 from svd_hybrid.delta.expr import LowRank, Weighted
 from svd_hybrid.methods.base import MergeMethod, MergeResult, TensorContext, parameter
-from svd_hybrid.methods.checks import check_choices, require
-from svd_hybrid.methods.spectral_classes import (
+from svd_hybrid.methods.steps.checks import check_choices, require
+from svd_hybrid.methods.steps.spectral_classes import (
     FACTOR_LIMBS,
     dense_tasks,
     factor_parts,

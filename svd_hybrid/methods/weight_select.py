@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 from svd_hybrid._lazy import lazy
 from svd_hybrid.delta.expr import Dense
 from svd_hybrid.methods.base import MergeMethod, MergeResult, TensorContext, parameter
-from svd_hybrid.methods.checks import check_choices
-from svd_hybrid.methods.trimming import as_matrices, flat
+from svd_hybrid.methods.steps.checks import check_choices
+from svd_hybrid.methods.steps.trimming import as_matrices, flat
 
 if TYPE_CHECKING:
     import torch

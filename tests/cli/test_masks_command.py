@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from svd_hybrid import Artifact
-from svd_hybrid.compress.mask_files import tall_mask_bits
+from svd_hybrid.compress.masks.build import tall_mask_bits
 from svd_hybrid.errors import ParameterError
 from svd_hybrid.io.masks import open_masks
 from svd_hybrid.io.packed_masks import BitPacker

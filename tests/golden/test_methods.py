@@ -21,7 +21,7 @@ from torch import Tensor
 
 from svd_hybrid import Artifact, compress
 from svd_hybrid.artifact.reader import ArtifactReader
-from svd_hybrid.compress.mask_files import tall_mask_bits
+from svd_hybrid.compress.masks.build import tall_mask_bits
 from tests.golden import elementwise_cases, spectral_cases
 from tests.golden.compare import Case, golden_case, relative_error, unpack_mask
 from tests.golden.conftest import GOLDEN

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from svd_hybrid.compress.config import resolve_config
-from svd_hybrid.compress.masking import FamilyMasks
+from svd_hybrid.compress.masks.family import FamilyMasks
 from svd_hybrid.compress.settings import FamilySettings
 from svd_hybrid.compress.tensor import encode_tensor
 from svd_hybrid.errors import FamilyError, StorageError, SvdhError, UnsafeError, UsageError

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from svd_hybrid.errors import ParameterError
 from svd_hybrid.methods.dare import DARE_LINEAR, DARE_TIES, DareLinearParams, DareTiesParams
-from svd_hybrid.methods.dropping import DropParams, dropped
+from svd_hybrid.methods.steps.dropping import DropParams, dropped
 from svd_hybrid.methods.ties import TIES
 from svd_hybrid.numerics import blocks
 from tests.methods.streams import Stream, merged, random_stacks, stream_of

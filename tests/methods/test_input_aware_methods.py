@@ -9,13 +9,13 @@ import torch
 
 from svd_hybrid.delta.expr import Dense, Sum
 from svd_hybrid.errors import ParameterError
-from svd_hybrid.methods.budgets import Choice, allocate
-from svd_hybrid.methods.decomposition import budget_of, decompose_one
 from svd_hybrid.methods.iso_c import ISO_C
 from svd_hybrid.methods.iso_cts import ISO_CTS
 from svd_hybrid.methods.iso_iasad import ISO_IASAD
 from svd_hybrid.methods.scale_svd import SCALE_SVD, ScaleSvdParams, selected
 from svd_hybrid.methods.sparsegpt import SPARSEGPT_DARE, SPARSEGPT_TIES
+from svd_hybrid.methods.steps.budgets import Choice, allocate
+from svd_hybrid.methods.steps.decomposition import budget_of, decompose_one
 from tests.methods.merging import context, merged, normal, relative, result_of, value
 from tests.methods.streams import stream_of
 

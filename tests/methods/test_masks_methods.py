@@ -11,7 +11,7 @@ from svd_hybrid.errors import ParameterError
 from svd_hybrid.methods.consensus import CONSENSUS, ConsensusParams
 from svd_hybrid.methods.emr import EMR, EmrParams
 from svd_hybrid.methods.magnitude_masking import MAGNITUDE_MASKING
-from svd_hybrid.methods.multitask import GRID
+from svd_hybrid.methods.steps.multitask import GRID
 from svd_hybrid.methods.tall_masks import TALL_MASKS, TallMasksParams
 from svd_hybrid.methods.ties import TIES
 from tests.methods.streams import (

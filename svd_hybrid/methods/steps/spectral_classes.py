@@ -20,7 +20,7 @@ from svd_hybrid.methods.base import (
     kind_of,
     parameter,
 )
-from svd_hybrid.methods.checks import check_choices
+from svd_hybrid.methods.steps.checks import check_choices
 from svd_hybrid.patterns import matches_any
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svd_hybrid.compress.recipe_method import READS, method_values
-from svd_hybrid.compress.recipe_record import RecipeModel, Record, read_record
-from svd_hybrid.compress.recipe_settings import Case, chained, overrides_of
+from svd_hybrid.compress.recipe.method import READS, method_values
+from svd_hybrid.compress.recipe.record import RecipeModel, Record, read_record
+from svd_hybrid.compress.recipe.settings import Case, chained, overrides_of
 from svd_hybrid.errors import ParameterError, UsageError
 from svd_hybrid.io.lookup import FILE_SUFFIXES, fold_name
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from svd_hybrid.compress.recipe_settings import Case, read_cases
+from svd_hybrid.compress.recipe.settings import Case, read_cases
 from svd_hybrid.errors import UsageError
 from svd_hybrid.registry import did_you_mean
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from svd_hybrid.compress.recipe_record import Record
-from svd_hybrid.compress.recipe_settings import Case, chained, overrides_of
+from svd_hybrid.compress.recipe.record import Record
+from svd_hybrid.compress.recipe.settings import Case, chained, overrides_of
 from svd_hybrid.errors import UsageError
 
 READS = {

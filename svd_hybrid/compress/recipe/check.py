@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from svd_hybrid.compress.recipe import Recipe
+from svd_hybrid.compress.recipe.read import Recipe
 from svd_hybrid.errors import UsageError, shorten
 from svd_hybrid.io.reader import open_checkpoint
 

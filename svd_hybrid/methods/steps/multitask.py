@@ -16,8 +16,8 @@ from svd_hybrid._lazy import lazy
 from svd_hybrid.errors import ParameterError
 from svd_hybrid.methods import ties
 from svd_hybrid.methods.base import TensorContext, TensorStream, parameter
-from svd_hybrid.methods.checks import check_choices, require
-from svd_hybrid.methods.trimming import flat
+from svd_hybrid.methods.steps.checks import check_choices, require
+from svd_hybrid.methods.steps.trimming import flat
 
 if TYPE_CHECKING:
     import torch

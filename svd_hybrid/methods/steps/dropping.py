@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 from svd_hybrid._lazy import lazy
 from svd_hybrid.methods.base import TensorContext, TensorStream, parameter
-from svd_hybrid.methods.checks import check_choices, require
-from svd_hybrid.methods.trimming import flat
+from svd_hybrid.methods.steps.checks import check_choices, require
+from svd_hybrid.methods.steps.trimming import flat
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from svd_hybrid._lazy import lazy
 from svd_hybrid.errors import ParameterError
 from svd_hybrid.methods.base import TensorContext, parameter
-from svd_hybrid.methods.checks import check_choices, require
+from svd_hybrid.methods.steps.checks import check_choices, require
 from svd_hybrid.patterns import matches_any
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from svd_hybrid._lazy import lazy
 from svd_hybrid.methods.base import TensorContext
-from svd_hybrid.methods.decomposition import (
+from svd_hybrid.methods.steps.decomposition import (
     DecompositionParams,
     budget_of,
     decompose_one,

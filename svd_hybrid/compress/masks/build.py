@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from svd_hybrid.compress.config import CompressConfig, resolve_config
-from svd_hybrid.compress.masking import FamilyMasks
+from svd_hybrid.compress.masks.family import FamilyMasks
 from svd_hybrid.compress.settings import FamilySettings
 from svd_hybrid.compress.source import DeltaSource
 from svd_hybrid.compress.statistics import FamilyStatistics
@@ -28,7 +28,7 @@ from svd_hybrid.io.model_writer import check_free, protect_inputs
 from svd_hybrid.io.packed_masks import BitPacker, PackedMaskWriter, flattened
 from svd_hybrid.io.staging import staged_directory
 from svd_hybrid.methods import METHODS
-from svd_hybrid.methods.multitask import GRID, multitask_vector, tall_masks
+from svd_hybrid.methods.steps.multitask import GRID, multitask_vector, tall_masks
 from svd_hybrid.numerics.threads import one_thread
 
 METHOD = "tall-masks"

@@ -1,0 +1,1 @@
+"""mergekit recipes as configurations of ours."""

@@ -1,0 +1,1 @@
+"""Steps that several merge rules share: trims, drops, multi-task vectors, decompositions."""
