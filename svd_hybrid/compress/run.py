@@ -176,7 +176,7 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
         dict(zip(source.task_names, diagnostics.task_errors, strict=True)),
         diagnostics.merge_error,
         dict(zip(source.task_names, weights.weights, strict=True)),
-        (*diagnostics.notes, *_size_notes(sizes)),
+        (*diagnostics.notes, *_size_notes(sizes, plan)),
         time.monotonic() - wall,
         time.process_time() - cpu,
     )
@@ -248,14 +248,17 @@ def _plan(
     )
 
 
-def _size_notes(sizes: Mapping[str, Any]) -> list[str]:
+def _size_notes(sizes: Mapping[str, Any], plan: RunPlan) -> list[str]:
     """A warning when nothing is saved, as with half-precision checkpoints; toys are left alone."""
     if sizes["bytes_artifact"] < sizes["bytes_replaced"] or sizes["bytes_replaced"] < TOY_BYTES:
         return []
-    return [
-        "the artifact is larger than the checkpoints it replaces; --rtvq-stages 1, --no-center and "
-        "--basis-dtype auto make it smaller"
-    ]
+    smaller = []
+    if plan.encodes_tasks:
+        smaller.append("--rtvq-stages 1, --no-center and --basis-dtype auto")
+    if plan.stores_merge and plan.config.merged_dtype == "fp32":
+        smaller.append("--merged-dtype fp16")
+    advice = f"; {' or '.join(smaller)} would make it smaller" if smaller else ""
+    return [f"the artifact is larger than the checkpoints it replaces{advice}"]
 
 
 def finish_artifact(

@@ -23,8 +23,6 @@ from svd_hybrid.delta.evaluate import Mix, evaluate
 from svd_hybrid.delta.expr import Dense, Sum
 
 EPSILON_F32 = 2.0**-24
-BOUNDARY = 1e-5
-"""Distance from a half code at which float32 arithmetic may round either way."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,17 @@ class Case:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        return json.loads((self.root / "cases" / self.name / "case.json").read_text("utf-8"))
+        return json.loads((self.folder / "case.json").read_text("utf-8"))
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "cases" / self.name
 
     def holds(self, file: str) -> bool:
-        return (self.root / "cases" / self.name / f"{file}.safetensors").is_file()
+        return (self.folder / f"{file}.safetensors").is_file()
 
     def load(self, file: str) -> dict[str, Tensor]:
-        return load_file(self.root / "cases" / self.name / f"{file}.safetensors")
+        return load_file(self.folder / f"{file}.safetensors")
 
     def tolerance(self, file: str) -> float:
         return self.facts["tolerance"][f"{file}.safetensors"]["value"]
@@ -81,6 +83,12 @@ class Case:
 def golden_case(root: Path, name: str) -> Case:
     """The case, one object per name, so that its files are read once."""
     return Case(root, name)
+
+
+def stored_cases(root: Path) -> list[Case]:
+    """Every case of a folder of golden vectors, by name; none where there is no folder."""
+    folders = sorted((root / "cases").glob("*/case.json"))
+    return [golden_case(root, path.parent.name) for path in folders]
 
 
 def unpack_mask(packed: Tensor, shape: torch.Size) -> Tensor:
@@ -123,26 +131,6 @@ def quantise(x: Tensor, bits: int, stages: int) -> tuple[list[Stage], Tensor]:
             )
         )
     return found, codec.decode(arrays, tuple(whole.shape)).reshape(x.shape)
-
-
-def assert_same_stage(ours: Stage, theirs: Stage, largest: float, bits: int, index: int) -> None:
-    """Codes and zero equal, scale to 1e-6 plus what float32 residuals of the reference may move it.
-
-    Args:
-        largest: largest magnitude of the tensor: residuals carry its float32 rounding.
-        index: of the stage; the first one quantises the tensor itself, so it has no residual.
-    """
-    reach = (2**bits - 1) / theirs.scale
-    slack = 4 * EPSILON_F32 * largest / reach if index else 0.0
-    assert abs(ours.scale / theirs.scale - 1) <= 1e-6 + slack
-    assert ours.zero == theirs.zero
-    assert torch.equal(ours.codes, theirs.codes)
-
-
-def boundary_distance(x: Tensor, stage: Stage) -> Tensor:
-    """How far scale * x + zero lies from the middle between two codes, per scalar."""
-    scaled = x.flatten().double() * stage.scale + stage.zero
-    return (scaled - scaled.floor() - 0.5).abs()
 
 
 def worst_error(x: Tensor, bits: int, stages: int) -> float:

@@ -27,48 +27,53 @@ from tests.golden.compare import (
 
 pytestmark = pytest.mark.golden
 
-LOST_MEAN = "seed projects raw deltas on a centred basis and never adds the mean back"
-CLUSTER_SOFTMAX = "head weighs clusters by the softmax of their members' weights, not uniformly"
-
-
-@dataclass(frozen=True)
-class Expected:
-    """How a case's merged delta relates to the right one.
-
-    Args:
-        bases: case whose stored bases it was computed on; None when none are stored.
-        wrong: why the reference's merge is wrong for every tensor; empty where it is right.
-    """
-
-    bases: str | None
-    wrong: str = ""
-
-
-UNIFORM = "svdhybrid_head_uniform__vit_t8"
-MEANFIX = "svdhybrid_meanfix_uniform__llama_t3"
-SEED = "svdhybrid_seed_uniform__llama_t3"
-CLUSTER = "svdhybrid_head_cluster__vit_t8"
-UNION = "svdhybrid_head_mask_union__vit_t8"
-NOCENTER = "svdhybrid_head_nocenter__vit_t8"
-NOISE = "svdhybrid_head_noise_majority__vit_t8"
-
-CASES = {
-    UNIFORM: Expected(UNIFORM),
-    UNION: Expected(UNION),
-    NOCENTER: Expected(NOCENTER),
-    NOISE: Expected(NOISE),
-    "svdhybrid_head_performance__vit_t8": Expected(UNIFORM),
-    CLUSTER: Expected(UNIFORM, CLUSTER_SOFTMAX),
-    MEANFIX: Expected(MEANFIX),
-    "svdhybrid_meanfix_uniform__vit_t2": Expected(None),
-    "svdhybrid_seed_nocenter__vit_t8": Expected(None),
-    SEED: Expected(MEANFIX, LOST_MEAN),
-}
-HANDLED = set(CASES)
-RIGHT = [name for name, case in CASES.items() if not case.wrong]
-ON_BASES = [name for name, case in CASES.items() if case.bases]
-MASKED = [UNION, NOISE]
+FILES = {"bases", "coefficients", "masks_packed", "task_masks_packed", "merged_delta"}
+"""Files of these cases that the tests below read."""
 REGIONS = {"masked": "masked", "unmasked": "noise"}  # names in coefficients and in bases
+PROJECTION = 2.0**-22
+"""Float32 error of a projection, over the norm of what is projected."""
+NO_ENERGY = 1e-10
+"""The reference takes less energy, centred and absolute, for none and keeps one direction."""
+
+
+def hybrid_cases() -> list[Case]:
+    return [case for case in stored_cases(GOLDEN) if case.facts["method"] == "svd_hybrid"]
+
+
+def basis_case(case: Case) -> str:
+    """The case that holds the bases this one was computed on; empty where none are stored."""
+    named = re.fullmatch(r"identical to case (\S+)", case.facts.get("bases", ""))
+    if named:
+        return named[1]
+    assert case.facts.get("bases", "not stored") == "not stored"
+    return case.name if case.holds("bases") else ""
+
+
+def loses_mean(case: Case) -> bool:
+    """seed projects raw deltas on a centred basis and never adds the mean back."""
+    return version(case.facts) == "seed" and case.facts["params"]["svd_center"]
+
+
+def weights_applied(case: Case) -> list[float]:
+    """The reference weighs clusters by the softmax of their members' weights, not uniformly."""
+    labels = case.facts.get("cluster_assignments")
+    if not labels:
+        return case.weights
+    weights = torch.tensor(case.weights, dtype=torch.float64)
+    numbers, of_task = torch.tensor(list(labels.values())).unique(return_inverse=True)
+    across = torch.stack([weights[of_task == c].mean() for c in range(len(numbers))]).softmax(0)
+    return (across / torch.bincount(of_task))[of_task].tolist()
+
+
+def misweighs(case: Case) -> bool:
+    """Clusters of one size are weighed right."""
+    pairs = zip(weights_applied(case), case.weights, strict=True)
+    return max(abs(theirs - right) for theirs, right in pairs) > 1e-6
+
+
+def names(rule: Callable[[Case], Any] = lambda case: True) -> list[str]:
+    """Cases that a rule picks."""
+    return [case.name for case in hybrid_cases() if rule(case)]
 
 
 # --- on the stored bases -------------------------------------------------------------------------
