@@ -139,7 +139,8 @@ def is_wrong(found: Sample) -> bool:
         return False
     stored = found.stages
     return any(
-        lost(stage) or formula(left, found.bits, clamped=False, scale=stage.scale).zero != stage.zero
+        lost(stage)
+        or formula(left, found.bits, clamped=False, scale=stage.scale).zero != stage.zero
         for stage, left in zip(stored, residuals(found.x, stored), strict=False)
     )
 

@@ -1,11 +1,18 @@
-"""SVD-Hybrid against every stored svdhybrid_* case: on the stored bases, then end to end."""
+"""SVD-Hybrid against every stored case of `svd_hybrid`: on the stored bases, then end to end.
+
+The folder decides which cases there are. What the reference gets wrong, hence what must not agree,
+follows from its version, the parameters of the case and the data; where it is wrong, that the named
+bug is the whole difference is shown, and the right numbers are asserted.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +25,16 @@ from svd_hybrid.methods.svd_hybrid import SvdHybridParams, combine_masks
 from tests.golden.compare import (
     Case,
     OnStoredBasis,
+    Stage,
     golden_case,
     hybrid_params,
     on_stored_basis,
     relative_error,
+    stored_cases,
     unpack_mask,
 )
+from tests.golden.conftest import GOLDEN
+from tests.golden.reference_quantiser import clamps, decoded, fails, formula, residuals, version
 
 pytestmark = pytest.mark.golden
 
@@ -79,38 +90,64 @@ def names(rule: Callable[[Case], Any] = lambda case: True) -> list[str]:
 # --- on the stored bases -------------------------------------------------------------------------
 
 
-def selected_deltas(case: Case, name: str, region: str) -> Tensor:
+def mask_case(case: Case) -> Case | None:
+    """The case that stores the masks this one was run with."""
+    if case.holds("masks_packed"):
+        return case
+    source = golden_case(case.root, basis_case(case) or case.name)
+    masked = "svd_mask_strategy" in case.facts["params"] and source.holds("masks_packed")
+    return source if masked else None
+
+
+def mask_of(case: Case, tensor: str) -> Tensor:
+    """Bool of the tensor's shape; all of it where the case has no masks."""
+    shape, source = case.base[tensor].shape, mask_case(case)
+    return source.unpacked("masks_packed", tensor, shape) if source else torch.ones(shape).bool()
+
+
+def selected_deltas(case: Case, tensor: str, region: str) -> Tensor:
     """(N, D) deltas of the scalars a region selects; all of them where there is no mask."""
-    deltas = case.deltas[name]
-    flat = deltas.reshape(deltas.shape[0], -1)
-    if not case.holds("masks_packed"):
-        return flat
-    mask = case.unpacked("masks_packed", name, deltas.shape[1:]).flatten()
-    return flat[:, mask if region == "masked" else ~mask]
+    deltas, mask = case.deltas[tensor], mask_of(case, tensor).flatten()
+    return deltas.reshape(deltas.shape[0], -1)[:, mask if region == "masked" else ~mask]
 
 
-def regions_of(case: Case, bases: dict[str, Tensor]) -> list[tuple[str, str]]:
-    """(parameter, region in coefficient names) of everything the case has a basis for."""
-    names = {base: coefficient for coefficient, base in REGIONS.items()}
-    found = {tuple(key.rsplit("/", 2)[:2]) for key in bases}
-    return sorted((name, names[region]) for name, region in found)
+@dataclass(frozen=True)
+class Encoded:
+    """A region of a tensor on the basis the reference stored: our encoding, and the exact numbers.
+
+    Args:
+        raw: (N, D) deltas, float64, less the stored mean where the case centres.
+        low: (D, n) the low directions.
+    """
+
+    ours: OnStoredBasis
+    raw: Tensor
+    low: Tensor
+
+    @property
+    def exact(self) -> Tensor:
+        """(N, n) low coefficients."""
+        return self.raw @ self.low
+
+    @property
+    def slack(self) -> float:
+        """Float32 error of a coefficient."""
+        return PROJECTION * float(self.raw.norm(dim=1).max())
 
 
-def encoded_regions(case: Case, **changes: bool) -> dict[tuple[str, str], OnStoredBasis]:
-    """Every region of a case, encoded by us on the basis the reference stored."""
-    bases = golden_case(case.root, CASES[case.name].bases or "").load("bases")
+def encoded_regions(case: Case, **changes: bool) -> dict[tuple[str, str], Encoded]:
+    """Every region of a case, by parameter and region, on the basis it was computed on."""
+    bases = golden_case(case.root, basis_case(case)).load("bases")
     params = hybrid_params(case, **changes)
-    return {
-        (name, region): on_stored_basis(
-            selected_deltas(case, name, region), bases, f"{name}/{REGIONS[region]}", params
-        )
-        for name, region in regions_of(case, bases)
-    }
-
-
-def lone_low(ours: OnStoredBasis) -> bool:
-    """Whether there is exactly one low coefficient, which is a constant to any quantiser."""
-    return "coeff_low" in ours.encoder.parts and ours.encoder.parts["coeff_low"].rows == 1
+    coefficient_names = {base: coefficient for coefficient, base in REGIONS.items()}
+    found = {}
+    for tensor, base_region in sorted({tuple(key.rsplit("/", 2)[:2]) for key in bases}):
+        prefix, region = f"{tensor}/{base_region}", coefficient_names[base_region]
+        stack = selected_deltas(case, tensor, region)
+        raw = stack - bases[f"{prefix}/mean"].double() if params.center else stack
+        ours = on_stored_basis(stack, bases, prefix, params)
+        found[tensor, region] = Encoded(ours, raw, bases[f"{prefix}/U_low"].double())
+    return found
 
 
 def half_ulps(got: Tensor, want: Tensor) -> float:
@@ -119,92 +156,147 @@ def half_ulps(got: Tensor, want: Tensor) -> float:
     return float(((got - want.float()).abs() / ulp).max())
 
 
-@pytest.mark.parametrize("name", [UNIFORM, UNION, NOCENTER, NOISE, MEANFIX])
+def task_stages(stored: dict[str, Tensor], key: str, task: int) -> list[Stage]:
+    """What the reference stores of one task's low coefficients."""
+    found = []
+    while (prefix := f"{key}/stage{len(found)}") + "/quantized" in stored:
+        codes, scale, zero = (
+            stored[f"{prefix}/{kind}"][task] for kind in ("quantized", "scale", "zero_point")
+        )
+        found.append(Stage(codes.flatten(), float(scale), float(zero)))
+    return found
+
+
+def comparable(stages: list[Stage], exact: Tensor, bits: int, slack: float) -> list[Tensor]:
+    """Per stage, which codes the data decide, up to the stage where the reference goes wrong.
+
+    It does where a range is 0 or lost, or where a zero point was clamped; and a code that float32
+    rounding of the projection can move says nothing.
+    """
+    decided = []
+    for stage, left in zip(stages, residuals(exact, stages), strict=False):
+        if fails(stage) or (stage.scale, stage.zero) == (1.0, 0.0):
+            break
+        if abs(formula(left, bits, clamped=False, scale=stage.scale).zero - stage.zero) > 1:
+            break
+        position = left.double() * stage.scale + stage.zero
+        distance = (position - position.floor() - 0.5).abs()
+        if slack * stage.scale >= 0.5:
+            break
+        decided.append(distance >= slack * stage.scale)
+    return decided
+
+
+def sets_bases(case: Case) -> bool:
+    return bool(basis_case(case)) and not loses_mean(case)
+
+
+@pytest.mark.parametrize("name", names(lambda c: sets_bases(c) and c.holds("coefficients")))
 def test_on_stored_bases_coefficients_and_codes_are_those_of_the_reference(golden, name):
     case = golden_case(golden, name)
-    stored = case.load("coefficients")
+    stored, bits = case.load("coefficients"), case.facts["params"]["svd_low_bits"]
     compared = differing = seen = 0
-    for (tensor, region), ours in encoded_regions(case).items():
+    for (tensor, region), encoded in encoded_regions(case).items():
         key = f"{tensor}/{region}"
-        assert half_ulps(ours.coefficients("high"), stored[f"{key}/c_high"]) <= 1
-        seen += 1
-        for stage in range(ours.encoder.params.rtvq_stages):
-            if f"{key}/stage{stage}/quantized" in stored:
-                seen += 3  # codes, scale, zero point
-                if not lone_low(ours):  # those: see the test of single coefficients
-                    codes = stored[f"{key}/stage{stage}/quantized"]
-                    differing += int((ours.codes(stage) != codes).sum())
-                    compared += codes.numel()
+        assert half_ulps(encoded.ours.coefficients("high"), stored[f"{key}/c_high"]) <= 1
+        seen += 1 + sum(array.startswith(f"{key}/stage") for array in stored)
+        for task, exact in enumerate(encoded.exact):
+            stages = task_stages(stored, key, task)
+            for index, decided in enumerate(comparable(stages, exact, bits, encoded.slack)):
+                differs = encoded.ours.codes(index)[task] != stages[index].codes
+                differing += int((differs & decided).sum())
+                compared += int(decided.sum())
     assert seen == len(stored)
     assert differing <= case.tolerance("coefficients") * compared
-    assert compared or name == MEANFIX  # three centred tasks have at most one low direction
 
 
-def test_a_single_low_coefficient_comes_back_as_itself_where_the_reference_returns_0(golden):
-    """To the quantiser it is a constant. Three centred tasks leave every rank-2 tensor one."""
-    case = golden_case(golden, MEANFIX)
-    bases, stored = case.load("bases"), case.load("coefficients")
-    lone = {key: ours for key, ours in encoded_regions(case).items() if lone_low(ours)}
-    assert lone
-    for (tensor, region), ours in lone.items():
-        prefix = f"{tensor}/{region}"
-        assert not stored[f"{prefix}/stage0/quantized"].any()
-        centred = case.deltas[tensor].reshape(3, -1) - bases[f"{prefix}/mean"].double()
-        exact = centred @ bases[f"{prefix}/U_low"].double()
-        largest = float(centred.norm(dim=1).max())
-        worst = float((ours.coefficients("low") - exact).abs().max())
-        assert worst <= 2.0**-22 * largest  # float32 centring and storage
-
-
-@pytest.mark.parametrize("name", [n for n in ON_BASES if n not in (CLUSTER, SEED)])
-def test_on_stored_bases_the_merge_is_that_of_the_reference(golden, name):
+@pytest.mark.parametrize("name", names(lambda c: sets_bases(c) and c.holds("coefficients")))
+def test_a_single_low_coefficient_comes_back_as_itself_where_the_reference_fails(golden, name):
+    """To the quantiser it is a constant: NaN in head, 0 before. Centring makes it nearly 0."""
     case = golden_case(golden, name)
-    stored = case.load("merged_delta")
+    stored, stages = case.load("coefficients"), case.facts["params"]["svd_rtvq_stages"]
+    for (tensor, region), encoded in encoded_regions(case).items():
+        if encoded.low.shape[1] != 1:
+            continue
+        scales = stored[f"{tensor}/{region}/stage0/scale"]
+        assert not stored[f"{tensor}/{region}/stage0/quantized"].any()
+        assert (scales == 1).all() if clamps(case.facts) else not scales.isfinite().any()
+        storage = 2.0 ** (-11 * stages) * float(encoded.exact.abs().max())  # FP16 steps
+        worst = float((encoded.ours.coefficients("low") - encoded.exact).abs().max())
+        assert worst <= encoded.slack + storage
+
+
+def clamp_loss(case: Case, encoded: Encoded, weights: list[float]) -> Tensor:
+    """(D,) what clamped zero points and lost ranges add to the reference's merge; else zeros.
+
+    Only where they move a coefficient by more than the quantiser's own bound.
+    """
+    exact, given = encoded.exact, case.facts["params"]
+    bits, stages = given["svd_low_bits"], given["svd_rtvq_stages"]
+    nothing = torch.zeros(encoded.low.shape[0], dtype=torch.float64)
+    if not clamps(case.facts) or not exact.shape[1]:
+        return nothing
+    theirs = torch.stack([clamped_values(row.float(), bits, stages) for row in exact]).double()
+    reach = exact.max(dim=1).values - exact.min(dim=1).values
+    bound = reach / (2**bits - 1) ** stages / 2 + encoded.slack
+    if not ((theirs - exact).abs().max(dim=1).values > bound).any():
+        return nothing
+    moved = theirs - encoded.ours.coefficients("low").double()
+    return encoded.low @ (torch.tensor(weights, dtype=torch.float64) @ moved)
+
+
+def clamped_values(row: Tensor, bits: int, stages: int) -> Tensor:
+    """One task's low coefficients as the versions that clamp give them back."""
+    left = row
+    for _ in range(stages):
+        left = left - decoded(formula(left, bits, clamped=True))
+    return row - left
+
+
+def noise_gain(case: Case) -> float:
+    """Factor on the scalars outside the mask."""
+    given = case.facts["params"]
+    return given.get("svd_noise_shrink", 0.5) if given.get("svd_include_noise") else 0.0
+
+
+@pytest.mark.parametrize("name", names(sets_bases))
+def test_on_stored_bases_the_merge_is_that_of_the_reference(golden, name):
+    """With the weights that it applies, and with what its clamp loses: nothing else differs."""
+    case = golden_case(golden, name)
+    stored, weights = case.load("merged_delta"), weights_applied(case)
     encoded = encoded_regions(case)
-    gain = case.facts["params"].get("svd_noise_shrink", 1.0)
-    for tensor in {tensor for tensor, _ in encoded}:
-        if tensor in case.nonfinite("merged_delta"):
-            continue  # frozen: see the test of frozen tensors
-        merged = torch.zeros(stored[tensor].numel(), dtype=torch.float64)
-        mask = torch.ones(merged.shape, dtype=torch.bool)
-        if case.holds("masks_packed"):
-            mask = case.unpacked("masks_packed", tensor, stored[tensor].shape).flatten()
-        merged[mask] = encoded[tensor, "masked"].merged(case.weights)
-        if (tensor, "unmasked") in encoded:
-            merged[~mask] = gain * encoded[tensor, "unmasked"].merged(case.weights)
+    assert {tensor for tensor, _ in encoded} == set(stored)
+    for tensor in set(stored) - set(case.nonfinite("merged_delta")):
+        mask = mask_of(case, tensor).flatten()
+        merged = torch.zeros(mask.shape, dtype=torch.float64)
+        for region, inside, gain in (("masked", mask, 1.0), ("unmasked", ~mask, noise_gain(case))):
+            if (tensor, region) in encoded:
+                part = encoded[tensor, region]
+                merged[inside] = gain * (
+                    part.ours.merged(weights).double() + clamp_loss(case, part, weights)
+                )
         error = relative_error(merged.reshape(stored[tensor].shape), stored[tensor])
         assert error <= case.tolerance("merged_delta"), tensor
 
 
-def test_with_its_softmax_over_clusters_our_merge_becomes_that_of_the_reference(golden):
-    """The whole difference of the cluster case is the across-cluster rule."""
-    case = golden_case(golden, CLUSTER)
-    weights = torch.tensor(case.weights, dtype=torch.float64)
-    labels = torch.tensor(list(case.facts["cluster_assignments"].values()))
-    across = torch.stack([weights[labels == c].mean() for c in range(3)]).softmax(0)
-    sizes = torch.bincount(labels)
-    theirs = (across / sizes)[labels].tolist()
-    assert max(abs(a - b) for a, b in zip(theirs, case.weights, strict=True)) > 0.005
-    stored = case.load("merged_delta")
-    for (tensor, _), ours in encoded_regions(case).items():
-        if tensor not in case.nonfinite("merged_delta"):
-            error = relative_error(ours.merged(theirs), stored[tensor].flatten())
-            assert error <= case.tolerance("merged_delta"), tensor
-
-
-def test_without_centring_our_numbers_become_those_of_seed(golden):
-    """The whole difference of the seed case is the mean: it projects what was never centred."""
-    case = golden_case(golden, SEED)
-    stored, merged = case.load("coefficients"), case.load("merged_delta")
-    for (tensor, region), ours in encoded_regions(case, center=False).items():
-        theirs = stored[f"{tensor}/{region}/c_high"]
-        assert half_ulps(ours.coefficients("high"), theirs) <= 1
-        lost = relative_error(merged[tensor], case.deltas[tensor].mean(0))
-        frozen = not case.deltas[tensor].any()
-        assert frozen or lost > 0.8
-        if not lone_low(ours):
-            error = relative_error(ours.merged(case.weights), merged[tensor].flatten())
-            assert error <= case.tolerance("merged_delta"), tensor
+@pytest.mark.parametrize("name", names(lambda c: loses_mean(c) and basis_case(c)))
+def test_without_centring_our_numbers_become_those_of_seed(golden, name):
+    """The whole difference is the mean: it projects what was never centred."""
+    case = golden_case(golden, name)
+    merged, weights = case.load("merged_delta"), weights_applied(case)
+    stored = case.load("coefficients") if case.holds("coefficients") else {}
+    bases = golden_case(golden, basis_case(case)).load("bases")
+    for (tensor, region), encoded in encoded_regions(case, center=False).items():
+        assert region == "masked", "no such case of the reference was known"
+        theirs = stored.get(f"{tensor}/{region}/c_high")
+        assert theirs is None or half_ulps(encoded.ours.coefficients("high"), theirs) <= 1
+        ours = encoded.ours.merged(weights).double() + clamp_loss(case, encoded, weights)
+        kept = merged[tensor][mask_of(case, tensor)]
+        assert relative_error(ours, kept) <= case.tolerance("merged_delta"), tensor
+        right = torch.tensor(weights, dtype=torch.float64) @ encoded.raw
+        high = bases[f"{tensor}/masked/U_high"].double()
+        missing = float((right - high @ (high.T @ right)).norm() / right.norm().clamp(min=1e-30))
+        assert relative_error(kept, right) >= 0.9 * missing - 1e-3 or not high.any()
 
 
 # --- end to end ----------------------------------------------------------------------------------
@@ -249,7 +341,7 @@ def compress_case(case: Case, folder: Path) -> Run:
         case.family / "base.safetensors",
         tasks,
         folder / "artifact",
-        mask_dir=write_masks(case, folder / "masks") if case.holds("task_masks_packed") else None,
+        mask_dir=write_masks(case, folder / "masks") if mask_case(case) else None,
         performance_file=performance,
         basis="tasks",
         **parameters,
@@ -266,11 +358,12 @@ def compress_case(case: Case, folder: Path) -> Run:
 
 def task_masks(case: Case) -> dict[str, dict[str, Tensor]]:
     """Task → tensor → mask."""
-    shapes = {name: tensor.shape for name, tensor in case.base.items()}
+    source = mask_case(case)
+    assert source is not None
     masks: dict[str, dict[str, Tensor]] = {}
-    for key, packed in case.load("task_masks_packed").items():
+    for key, packed in source.load("task_masks_packed").items():
         task, name = key.split("/", 1)
-        masks.setdefault(task, {})[name] = unpack_mask(packed, shapes[name])
+        masks.setdefault(task, {})[name] = unpack_mask(packed, case.base[name].shape)
     return masks
 
 
@@ -281,18 +374,17 @@ def write_masks(case: Case, folder: Path) -> Path:
     return folder
 
 
-def exact_merge(case: Case) -> dict[str, Tensor]:
+def exact_merge(case: Case, weights: list[float]) -> dict[str, Tensor]:
     """The right merge in float64: weighted mean of the deltas, masked as the case says.
 
     Unlike the reference, tensors with fewer than ten selected scalars are merged whole.
     """
-    noise = case.facts["params"].get("svd_noise_shrink", 0.0)
     merged = {}
     for name, deltas in case.deltas.items():
-        mean = torch.einsum("t,t...->...", torch.tensor(case.weights).double(), deltas)
-        kept = name in case.facts["parameters_not_merged"] or not case.holds("masks_packed")
-        mask = True if kept else case.unpacked("masks_packed", name, mean.shape)
-        merged[name] = torch.where(torch.as_tensor(mask), mean, noise * mean)
+        mean = torch.einsum("t,t...->...", torch.tensor(weights).double(), deltas)
+        kept = name in case.facts["parameters_not_merged"]
+        mask = torch.ones(mean.shape).bool() if kept else mask_of(case, name)
+        merged[name] = torch.where(mask, mean, noise_gain(case) * mean)
     return merged
 
 
@@ -300,18 +392,27 @@ def frozen_tensors(case: Case) -> set[str]:
     return {name for name, deltas in case.deltas.items() if not deltas.any()}
 
 
-@pytest.mark.parametrize("name", RIGHT)
+def hurt_by_clamps(case: Case) -> set[str]:
+    """Tensors that a version that clamps visibly gets wrong; the others must agree."""
+    if not clamps(case.facts):
+        return set()
+    stored, exact = case.load("merged_delta"), exact_merge(case, weights_applied(case))
+    bound = case.facts["end_to_end_tolerance"] / 2
+    return {name for name, delta in stored.items() if relative_error(delta, exact[name]) > bound}
+
+
+@pytest.mark.parametrize("name", names(lambda c: not (loses_mean(c) or misweighs(c))))
 def test_end_to_end_merge_is_that_of_the_reference(run, name):
     ours, case = run(name), run(name).case
     stored = case.load("merged_delta")
     left_out = set(case.facts["parameters_not_merged"])
     assert set(stored) == set(ours.merged) - left_out - integer_tensors(case)
-    for tensor in set(stored) - set(case.nonfinite("merged_delta")):
+    for tensor in set(stored) - set(case.nonfinite("merged_delta")) - hurt_by_clamps(case):
         error = relative_error(ours.merged[tensor], stored[tensor])
         assert error <= case.facts["end_to_end_tolerance"], tensor
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", names())
 def test_end_to_end_merge_is_the_weighted_mean_of_the_deltas_on_the_mask(run, name):
     """Right or wrong as the reference may be, methods.md §21.12 says what must come out.
 
@@ -320,68 +421,132 @@ def test_end_to_end_merge_is_the_weighted_mean_of_the_deltas_on_the_mask(run, na
     """
     ours, case = run(name), run(name).case
     bound = case.facts["end_to_end_tolerance"]
-    for tensor, want in exact_merge(case).items():
+    for tensor, want in exact_merge(case, case.weights).items():
         assert relative_error(ours.merged[tensor], want) <= bound, tensor
-    theirs = case.facts["relative_error_of_reference_vs_exact_weighted_mean_of_deltas"].values()
-    if CASES[name].wrong:
-        assert max(theirs) > 2 * bound, "the reference is not wrong after all: drop the exception"
-    else:
-        assert max(theirs) <= bound
+    theirs = case.facts["relative_error_of_reference_vs_exact_weighted_mean_of_deltas"]
+    finite = {name: error for name, error in theirs.items() if error is not None}
+    if loses_mean(case):
+        assert max(finite.values()) > 2 * bound, "the reference does not lose the mean after all"
+    elif not misweighs(case):
+        right = [error for name, error in finite.items() if name not in hurt_by_clamps(case)]
+        assert max(right, default=0.0) <= bound
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_frozen_tensors_stay_frozen_where_the_head_reference_makes_them_nan(run, name):
+@pytest.mark.parametrize("name", names(misweighs))
+def test_the_reference_is_off_by_its_weights_of_clusters(golden, name):
+    """Its merge is the weighted mean with the softmax of the weights, which ours must not be."""
+    case = golden_case(golden, name)
+    stored = case.load("merged_delta")
+    theirs, right = (exact_merge(case, w) for w in (weights_applied(case), case.weights))
+    errors = case.facts["relative_error_of_reference_vs_exact_weighted_mean_of_deltas"]
+    for tensor in set(stored) - set(case.nonfinite("merged_delta")) - hurt_by_clamps(case):
+        assert relative_error(stored[tensor], theirs[tensor]) <= case.facts["end_to_end_tolerance"]
+        if tensor in errors:
+            off = relative_error(stored[tensor], right[tensor])
+            assert errors[tensor] == pytest.approx(off, rel=0.02, abs=1e-6), tensor
+
+
+@pytest.mark.parametrize("name", names())
+def test_frozen_tensors_stay_frozen(run, name):
     ours, case = run(name), run(name).case
     for tensor in frozen_tensors(case):
         assert not ours.merged[tensor].any()
         assert ours.facts[tensor]["k"] == 0  # the reference counts one direction of no energy
-    if "head" in name and not case.holds("masks_packed"):
-        assert set(case.nonfinite("merged_delta")) == frozen_tensors(case)
 
 
-@pytest.mark.parametrize("name", MASKED)
+def low_directions(case: Case) -> dict[str, list[tuple[int, bool]]]:
+    """Per merged tensor and region: how many low directions, and whether all deltas are 0."""
+    bases = golden_case(case.root, basis_case(case)).load("bases") if basis_case(case) else {}
+    found: dict[str, list[tuple[int, bool]]] = {}
+    for tensor, k in case.facts["k"].items():
+        for region, base_region in REGIONS.items():
+            deltas = selected_deltas(case, tensor, region)
+            high = bases.get(f"{tensor}/{base_region}/U_high")
+            rank = high.shape[1] if high is not None else k
+            if deltas.shape[1] and (region == "masked" or noise_gain(case)):
+                count = min(deltas.shape) - rank
+                found.setdefault(tensor, []).append((count, not deltas.any()))
+    return found
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_reference_gives_nan_exactly_where_its_quantiser_divides_by_a_range_of_0(golden, name):
+    """In head: frozen tensors, single low coefficients; of two, the residual may happen to be 0."""
+    case = golden_case(golden, name)
+    missing = set(case.nonfinite("merged_delta"))
+    if clamps(case.facts):
+        assert not missing
+        return
+    lows = low_directions(case)
+    sure = {t for t, r in lows.items() if any(n == 1 or (n and frozen) for n, frozen in r)}
+    possible = {t for t, r in lows.items() if any(0 < n <= 2 for n, _ in r)} | sure
+    assert sure <= missing <= possible
+    if case.holds("coefficients"):
+        scales = {k: v for k, v in case.load("coefficients").items() if k.endswith("/scale")}
+        broken = {k.rsplit("/", 3)[0] for k, v in scales.items() if not v.isfinite().all()}
+        assert missing == broken
+
+
+@pytest.mark.parametrize("name", names(lambda c: mask_case(c) is not None))
 def test_small_masks_merge_whole_where_the_reference_drops_the_tensor(run, name):
     ours, case = run(name), run(name).case
-    assert case.facts["parameters_not_merged"]
-    for tensor in case.facts["parameters_not_merged"]:
-        shape = ours.merged[tensor].shape
-        selected = int(case.unpacked("masks_packed", tensor, shape).sum())
-        assert selected < SvdHybridParams().min_mask_size
+    smallest = case.facts["params"].get("svd_min_mask_size", SvdHybridParams().min_mask_size)
+    small = {tensor for tensor in case.deltas if int(mask_of(case, tensor).sum()) < smallest}
+    assert small == set(case.facts["parameters_not_merged"])
+    for tensor in small:
         assert tensor not in case.load("merged_delta")
         assert ours.facts[tensor]["unmasked_size"] == 0
         assert ours.merged[tensor].any() or tensor in frozen_tensors(case)
 
 
-@pytest.mark.parametrize("name", CASES)
+def energy_shares(case: Case, tensor: str) -> tuple[float, Tensor]:
+    """Energy of the selected deltas, and the share that the first j + 1 directions have."""
+    stack = selected_deltas(case, tensor, "masked")
+    if case.facts["params"]["svd_center"]:
+        stack = stack - stack.mean(0)
+    energies = torch.linalg.svdvals(stack).square()
+    return float(energies.sum()), energies.cumsum(0) / energies.sum().clamp(min=1e-300)
+
+
+@pytest.mark.parametrize("name", names())
 def test_rank_and_energy_are_those_of_the_reference(run, name):
+    """But it takes small deltas for none, and float32 decides where a share is the threshold."""
     ours, case = run(name), run(name).case
+    threshold = case.facts["params"]["svd_energy_threshold"]
     for tensor in set(case.facts["k"]) - frozen_tensors(case):
-        facts = ours.facts[tensor]
-        assert facts["k"] == facts["basis"]["k"] == case.facts["k"][tensor], tensor
+        facts, theirs = ours.facts[tensor], case.facts["k"][tensor]
+        assert facts["k"] == facts["basis"]["k"], tensor
+        energy, shares = energy_shares(case, tensor)
+        if energy < NO_ENERGY:
+            assert theirs == 1, tensor
+            continue
+        between = shares[min(facts["k"], theirs) - 1 : max(facts["k"], theirs) - 1]
+        assert ((between - threshold).abs() <= 1e-6).all(), tensor
         wanted = case.facts["energy_retained"][tensor]
         assert facts["energy_retained"] == pytest.approx(wanted, rel=1e-6), tensor
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", names())
 def test_weights_are_those_of_the_reference(run, name):
     assert run(name).weights == pytest.approx(run(name).case.weights, abs=1e-6)  # theirs: float32
 
 
-def test_clusters_are_those_of_the_reference(run):
-    ours, theirs = run(CLUSTER).clusters, run(CLUSTER).case.facts["cluster_assignments"]
+@pytest.mark.parametrize("name", names(lambda c: c.facts.get("cluster_assignments")))
+def test_clusters_are_those_of_the_reference(run, name):
+    ours, theirs = run(name).clusters, run(name).case.facts["cluster_assignments"]
     pairs = {(ours[task], theirs[task]) for task in theirs}
     assert len(pairs) == len(set(ours.values())) == len(set(theirs.values()))  # a renaming
-    assert list(dict.fromkeys(ours.values())) == [0, 1, 2]  # ours count by first appearance
+    assert list(dict.fromkeys(ours.values())) == list(range(len(pairs)))  # by first appearance
 
 
-@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("name", names(lambda c: mask_case(c) is not None))
 def test_masks_combine_as_in_the_reference(golden, name):
     case = golden_case(golden, name)
     params = SvdHybridParams(mask_strategy=case.facts["params"]["svd_mask_strategy"])
     masks = task_masks(case)
-    for tensor, packed in case.load("masks_packed").items():
+    for tensor in case.deltas:
         combined = combine_masks([masks[task][tensor] for task in masks], params)
-        assert torch.equal(combined, unpack_mask(packed, combined.shape)), tensor
+        assert torch.equal(combined, mask_of(case, tensor)), tensor
 
 
 def integer_tensors(case: Case) -> set[str]:
