@@ -133,15 +133,16 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
     source = _open_source(request)
     carried = _open_carried(request, source)
     masks = FamilyMasks.open(request.mask_dir, source, config)
+    weights = task_weights(config, source, request.performance_file, progress)
+    settings = FamilySettings(config, source.task_names, weights.weights, source.base.infos)
     statistics = FamilyStatistics.open(
         request.statistics_dir,
         source.task_names,
         source.base.infos,
         method,
+        settings.method_params,
         config.missing_statistics,
     )
-    weights = task_weights(config, source, request.performance_file, progress)
-    settings = FamilySettings(config, source.task_names, weights.weights, source.base.infos)
     plan = _plan(config, carried, settings, source)
     diagnostics = Diagnostics(
         config,

@@ -131,6 +131,12 @@ class FamilySettings:
             )
         return tuple(weight / total for weight in weights)
 
+    @property
+    def method_params(self) -> list[Any]:
+        """The method's parameters as some rule may make them."""
+        names = [*self._depth]
+        return [self.of(name).method for name in names] or [self.common.method]
+
     def _task_indices(self, rule: Override) -> set[int]:
         if not rule.tasks:
             return set(range(len(self.tasks)))

@@ -9,12 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from svd_hybrid.artifact.files import directory_bytes
 from svd_hybrid.artifact.fingerprint import check_names, check_tensor
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.delta.evaluate import matrix_shape
 from svd_hybrid.io.family import Stack
-from svd_hybrid.io.reader import CheckpointReader, open_checkpoint
+from svd_hybrid.io.reader import CheckpointReader, file_bytes, open_checkpoint
 from svd_hybrid.reload.rebuild import selected_delta
 from svd_hybrid.reload.selection import select
 
@@ -65,7 +64,7 @@ class ArtifactSource:
         manifest = self.artifact.manifest
         check_names(manifest, self.base)
         self.task_names = list(manifest.tasks)
-        self.bytes_replaced = directory_bytes(folder)
+        self.bytes_replaced = len(self.task_names) * file_bytes(self.base)
         self._records = {tensor.name: tensor for tensor in manifest.tensors}
         self._tasks = [select(manifest, task=task) for task in manifest.tasks]
 

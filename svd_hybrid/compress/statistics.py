@@ -6,9 +6,9 @@ A folder holds one safetensors file per task, `<task>.safetensors`, with a vecto
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -51,20 +51,37 @@ class FamilyStatistics:
         tasks: Sequence[str],
         infos: Mapping[str, TensorInfo],
         method: MergeMethod,
+        settings: Iterable[Any],
         missing: Literal["error", "ones"],
     ) -> FamilyStatistics:
         """Find the file of every task and compare its names with the base.
 
+        Args:
+            folder: with one file per task; None when none was given.
+            tasks: task names in order.
+            infos: of the base's tensors.
+            method: that is to read them.
+            settings: its parameters, as some tensor has them.
+            missing: what a matrix without statistics means.
+
         Raises:
-            UsageError: the method reads no statistics.
+            UsageError: statistics that the method does not read, or none where it needs them.
             StorageError, FamilyError: the folder or a file is missing, unreadable, or of another
                 model.
         """
+        reads = any(method.reads_statistics(params) for params in settings)
+        if folder is None and reads:
+            name, value = method.without_statistics
+            raise UsageError(
+                f"method {method.name} reads layer statistics, and none were given",
+                fix=f"pass --statistics-dir DIR, or --set {name}={str(value).lower()}",
+            )
         if folder is None:
             return cls({}, infos, method.statistics, missing)
-        if not method.statistics:
+        if not reads:
             raise UsageError(
-                f"method {method.name} reads no layer statistics", fix="drop --statistics-dir"
+                f"method {method.name} reads no layer statistics with these parameters",
+                fix="drop --statistics-dir",
             )
         files = {task: open_checkpoint(find_task_checkpoint(folder, task)) for task in tasks}
         for task, reader in files.items():
@@ -82,30 +99,31 @@ class FamilyStatistics:
         """What the user should know, once the tensors have been read."""
         if not self.without:
             return []
-        return [f"no statistics, so all inputs count alike: {shorten(sorted(self.without))}"]
+        meant = "trimmed by magnitude" if self.kind == "gram" else "all inputs count alike"
+        return [f"no layer statistics, so {meant}: {shorten(sorted(self.without))}"]
 
     def of(self, name: str) -> list[Tensor] | None:
         """One float32 tensor per task, (n,) or (n, n); None when none were given for it.
 
+        A method that cannot do without them says so itself; it may leave the tensor alone.
+
         Raises:
-            FamilyError: some tasks have statistics for it and others do not, a matrix has none
-                under `error`, or a shape or value is impossible.
+            FamilyError: some tasks have statistics for it and others do not, under `error`; or a
+                shape or value is impossible.
         """
-        if not self.files:
-            return None
         having = [task for task, reader in self.files.items() if name in reader.infos]
-        if len(having) < len(self.files):
-            lacking = next(task for task in self.files if task not in having)
-            if (having or len(self.infos[name].shape) == 2) and self.missing == "error":
-                raise FamilyError(
-                    f"task {lacking!r} has no statistics for {name!r}",
-                    where=str(self.files[lacking].path),
-                    fix="collect them, or pass --missing-statistics ones",
-                )
-            if not having:
+        lacking = [task for task in self.files if task not in having]
+        if having and lacking and self.missing == "error":
+            raise FamilyError(
+                f"task {lacking[0]!r} has no statistics for {name!r}, task {having[0]!r} has",
+                where=str(self.files[lacking[0]].path),
+                fix="collect them, or pass --missing-statistics ones",
+            )
+        if not having and (self.missing == "error" or len(self.infos[name].shape) != 2):
+            if self.files and self.kind == "gram":
                 self.without.add(name)
-                return None
-        return [self._read(task, name) for task in self.files]
+            return None
+        return [self._read(task, name) for task in self.files] or None
 
     def _read(self, task: str, name: str) -> Tensor:
         reader = self.files[task]

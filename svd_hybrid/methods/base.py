@@ -103,7 +103,8 @@ class MergeMethod:
         weights: what a task counts without the user's word: `average` 1 / N each, `sum` 1 each.
         own_weights: the method reads `context.weights` itself instead of getting scaled deltas.
         per_task_reload: whether single fine-tunes can be rebuilt from its artifact.
-        statistics: which layer statistics it reads, if its parameters ask for them.
+        statistics: which layer statistics it reads.
+        without_statistics: parameter and value with which it reads none.
         takes_masks: what a mask folder is used for: one `combined` mask per tensor, one mask per
             task and tensor, or nothing.
         advice: said when the user leaves `scaling` at its default; empty where that serves.
@@ -121,6 +122,7 @@ class MergeMethod:
     own_weights: bool = False
     per_task_reload: bool = False
     statistics: Literal["", "moment", "gram"] = ""
+    without_statistics: tuple[str, Any] = ("", None)
     takes_masks: Literal["", "combined", "per-task"] = ""
     advice: str = ""
 
@@ -128,6 +130,11 @@ class MergeMethod:
     def linear(self) -> bool:
         """Whether its merge is weights over the stored task deltas."""
         return self.merge is None
+
+    def reads_statistics(self, params: Any) -> bool:
+        """Whether it needs layer statistics under these parameters."""
+        name, value = self.without_statistics
+        return bool(self.statistics) and getattr(params, name) != value
 
     @property
     def parameters(self) -> list[dict[str, Any]]:

@@ -132,5 +132,6 @@ ISO_IASAD = MergeMethod(
     merge=merge,
     scan=scan,
     statistics="moment",
+    without_statistics=("input_scaling", False),
     advice=iso_c.ADVICE,
 )

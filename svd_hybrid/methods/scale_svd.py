@@ -112,4 +112,5 @@ SCALE_SVD = MergeMethod(
     scan=scan,
     per_task_reload=True,
     statistics="moment",
+    without_statistics=("input_scaling", False),
 )

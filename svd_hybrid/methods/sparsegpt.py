@@ -101,6 +101,7 @@ SPARSEGPT_TIES = MergeMethod(
     merge=merge_ties,
     own_weights=True,
     statistics="gram",
+    without_statistics=("score", "magnitude"),
 )
 
 SPARSEGPT_DARE = MergeMethod(
@@ -111,4 +112,5 @@ SPARSEGPT_DARE = MergeMethod(
     params=SparseGptDareParams,
     merge=merge_dare,
     statistics="gram",
+    without_statistics=("score", "magnitude"),
 )

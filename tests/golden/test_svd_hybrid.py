@@ -71,7 +71,9 @@ def weights_applied(case: Case) -> list[float]:
     if not labels:
         return case.weights
     weights = torch.tensor(case.weights, dtype=torch.float64)
-    numbers, of_task = torch.tensor(list(labels.values())).unique(return_inverse=True)
+    numbers, of_task = torch.tensor([labels[task] for task in case.facts["weights"]]).unique(
+        return_inverse=True
+    )
     across = torch.stack([weights[of_task == c].mean() for c in range(len(numbers))]).softmax(0)
     return (across / torch.bincount(of_task))[of_task].tolist()
 
@@ -214,16 +216,15 @@ def test_on_stored_bases_coefficients_and_codes_are_those_of_the_reference(golde
 def test_a_single_low_coefficient_comes_back_as_itself_where_the_reference_fails(golden, name):
     """To the quantiser it is a constant: NaN in head, 0 before. Centring makes it nearly 0."""
     case = golden_case(golden, name)
-    stored, stages = case.load("coefficients"), case.facts["params"]["svd_rtvq_stages"]
+    stored = case.load("coefficients")
     for (tensor, region), encoded in encoded_regions(case).items():
         if encoded.low.shape[1] != 1:
             continue
         scales = stored[f"{tensor}/{region}/stage0/scale"]
         assert not stored[f"{tensor}/{region}/stage0/quantized"].any()
         assert (scales == 1).all() if clamps(case.facts) else not scales.isfinite().any()
-        storage = 2.0 ** (-11 * stages) * float(encoded.exact.abs().max())  # FP16 steps
         worst = float((encoded.ours.coefficients("low") - encoded.exact).abs().max())
-        assert worst <= encoded.slack + storage
+        assert worst <= encoded.slack
 
 
 def clamp_loss(case: Case, encoded: Encoded, weights: list[float]) -> Tensor:
@@ -294,9 +295,9 @@ def test_without_centring_our_numbers_become_those_of_seed(golden, name):
         kept = merged[tensor][mask_of(case, tensor)]
         assert relative_error(ours, kept) <= case.tolerance("merged_delta"), tensor
         right = torch.tensor(weights, dtype=torch.float64) @ encoded.raw
-        high = bases[f"{tensor}/masked/U_high"].double()
-        missing = float((right - high @ (high.T @ right)).norm() / right.norm().clamp(min=1e-30))
-        assert relative_error(kept, right) >= 0.9 * missing - 1e-3 or not high.any()
+        basis = torch.cat([bases[f"{tensor}/masked/U_high"].double(), encoded.low], dim=1)
+        missing = relative_error(basis @ (basis.T @ right), right)
+        assert relative_error(kept, right) >= missing - 0.01, tensor
 
 
 # --- end to end ----------------------------------------------------------------------------------
@@ -393,12 +394,22 @@ def frozen_tensors(case: Case) -> set[str]:
 
 
 def hurt_by_clamps(case: Case) -> set[str]:
-    """Tensors that a version that clamps visibly gets wrong; the others must agree."""
+    """Tensors that a version that clamps visibly gets wrong; the others must agree.
+
+    Clamps and lost ranges touch low coefficients only, so more than those hold cannot be lost.
+    """
     if not clamps(case.facts):
         return set()
+    found = set()
     stored, exact = case.load("merged_delta"), exact_merge(case, weights_applied(case))
-    bound = case.facts["end_to_end_tolerance"] / 2
-    return {name for name, delta in stored.items() if relative_error(delta, exact[name]) > bound}
+    for tensor, delta in stored.items():
+        if relative_error(delta, exact[tensor]) > case.facts["end_to_end_tolerance"] / 2:
+            energy, shares = energy_shares(case, tensor)
+            low = energy * (1 - float(shares[case.facts["k"][tensor] - 1]))
+            lost = float((delta.double() - exact[tensor]).norm())
+            assert basis_case(case) or mask_case(case) or lost <= 1.1 * low**0.5, tensor
+            found.add(tensor)
+    return found
 
 
 @pytest.mark.parametrize("name", names(lambda c: not (loses_mean(c) or misweighs(c))))
@@ -432,18 +443,26 @@ def test_end_to_end_merge_is_the_weighted_mean_of_the_deltas_on_the_mask(run, na
         assert max(right, default=0.0) <= bound
 
 
+@pytest.mark.parametrize("name", names())
+def test_the_reference_is_as_wrong_as_its_case_says(golden, name):
+    """So no wrong number is excused that the case does not own up to."""
+    case = golden_case(golden, name)
+    stored, right = case.load("merged_delta"), exact_merge(case, case.weights)
+    errors = case.facts["relative_error_of_reference_vs_exact_weighted_mean_of_deltas"]
+    assert set(errors) == set(stored) - set(case.nonfinite("merged_delta"))
+    for tensor in errors:
+        off = relative_error(stored[tensor], right[tensor])
+        assert off == pytest.approx(errors[tensor], rel=0.01, abs=2e-6), tensor
+
+
 @pytest.mark.parametrize("name", names(misweighs))
 def test_the_reference_is_off_by_its_weights_of_clusters(golden, name):
     """Its merge is the weighted mean with the softmax of the weights, which ours must not be."""
     case = golden_case(golden, name)
-    stored = case.load("merged_delta")
-    theirs, right = (exact_merge(case, w) for w in (weights_applied(case), case.weights))
-    errors = case.facts["relative_error_of_reference_vs_exact_weighted_mean_of_deltas"]
+    stored, theirs = case.load("merged_delta"), exact_merge(case, weights_applied(case))
     for tensor in set(stored) - set(case.nonfinite("merged_delta")) - hurt_by_clamps(case):
-        assert relative_error(stored[tensor], theirs[tensor]) <= case.facts["end_to_end_tolerance"]
-        if tensor in errors:
-            off = relative_error(stored[tensor], right[tensor])
-            assert errors[tensor] == pytest.approx(off, rel=0.02, abs=1e-6), tensor
+        error = relative_error(stored[tensor], theirs[tensor])
+        assert error <= case.facts["end_to_end_tolerance"], tensor
 
 
 @pytest.mark.parametrize("name", names())

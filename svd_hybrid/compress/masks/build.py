@@ -98,7 +98,7 @@ def build_masks(
         source,
         FamilySettings(config, tasks, (1.0,) * len(tasks), infos),
         FamilyMasks(source, {}, config),
-        FamilyStatistics.open(None, tasks, infos, method, config.missing_statistics),
+        FamilyStatistics({}, source.base.infos, "", "error"),
     )
     names = flattened(infos)
     stream.scan([name for name in names if source.has_deltas(name)], progress)
