@@ -47,7 +47,16 @@ def methods(name: str | None, quiet: bool, as_json: bool, debug: bool) -> None:
     if name:
         click.echo(f"source: {facts[0]['source']}\n")
         parameters = [
-            (p["name"], str(p["default"]), p["type"], p["help"]) for p in facts[0]["parameters"]
+            (p["name"], _shown(p["default"]), p["type"], p["help"]) for p in facts[0]["parameters"]
         ]
         columns = ("name", "default", "type", "meaning")
         print_table("parameters", columns, parameters, to_stdout=True, text=True)
+
+
+def _shown(default: Any) -> str:
+    """A default as one would write it on the command line."""
+    if default is None:
+        return "none"
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or "empty"
+    return str(default).lower() if isinstance(default, bool) else str(default)

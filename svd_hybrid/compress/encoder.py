@@ -19,6 +19,7 @@ from svd_hybrid.compress.merging import (
     average_result,
     encode_merge,
     linear_result,
+    normalised,
     precise_codec,
 )
 from svd_hybrid.compress.stream import FamilyStream, Progress
@@ -216,7 +217,8 @@ class FamilyEncoder:
     ) -> EncodedMerge:
         """The merge of one tensor before scaling, coded."""
         if self.method.linear and self.plan.holds_tasks:
-            expr = None if task is None else Weighted(ctx.weights, expr_from_json(task))
+            weights = normalised(ctx.weights) if is_buffer(ctx.name) else ctx.weights
+            expr = None if task is None else Weighted(weights, expr_from_json(task))
             return EncodedMerge({}, expr, None)
         if stack.deltas is None or not stack.changed:
             return EncodedMerge({}, None, None)

@@ -142,12 +142,26 @@ class MergeMethod:
         return [
             {
                 "name": entry.name,
-                "type": str(entry.type).removeprefix("Literal"),
+                "type": _type_text(str(entry.type)),
                 "default": entry.default,
                 "help": entry.metadata.get("help", ""),
             }
             for entry in fields(self.params)
         ]
+
+
+def _type_text(annotation: str) -> str:
+    """A parameter's type for people.
+
+    >>> _type_text("Literal['row', 'global']"), _type_text("tuple[float, ...]")
+    ('row | global', 'list of float')
+    """
+    if annotation.startswith("Literal["):
+        choices = annotation.removeprefix("Literal[").removesuffix("]")
+        return " | ".join(choice.strip().strip("'") for choice in choices.split(","))
+    if annotation.startswith("tuple["):
+        return "list of " + annotation.removeprefix("tuple[").removesuffix(", ...]")
+    return annotation.replace("None", "none")
 
 
 def parameter(default: Any, help_text: str) -> Any:

@@ -114,6 +114,22 @@ def test_weights_of_a_linear_merge_may_differ_between_tensors(family, tmp_path):
         assert relative_error(merged, want) <= 2e-6, name
 
 
+@pytest.mark.parametrize("method", ["task-arithmetic", "ties", "emr", "tsv-compress", "iso-c"])
+def test_running_statistics_are_averaged_whatever_applies_to_the_rest(tmp_path, method):
+    shapes = {"bn.running_mean": (7,), "bn.running_var": (7,), "bn.weight": (7,), "w": (5, 6)}
+    family = write_family(tmp_path / "family", shapes, seed=6)
+    rules = [{"tensors": "w", "scaling": 0.5}, {"tensors": "*", "tasks": ["bee"], "weight": 2.0}]
+    for index, overrides in enumerate(([], rules)):
+        artifact = pack(
+            family, tmp_path / str(index), method=method, scaling=3.0, overrides=overrides,
+            **UNQUANTISED,
+        )  # fmt: skip
+        weights = torch.tensor([1.0, 2.0, 1.0] if overrides else [1.0] * 3).double()
+        for name in ("bn.running_mean", "bn.running_var"):
+            want = torch.einsum("t,t...->...", weights / weights.sum(), family.deltas(name))
+            assert relative_error(deltas_of(artifact)[name], want) <= 2e-6, (name, overrides)
+
+
 def test_each_density_trims_its_tensors_as_one_model(family, tmp_path):
     """A global trim treats the tensors that share their parameters as one vector."""
     rules = [{"tensors": "layers.*", "density": 0.05}]

@@ -110,6 +110,8 @@ def mask_of(case: Case, tensor: str) -> Tensor:
 def selected_deltas(case: Case, tensor: str, region: str) -> Tensor:
     """(N, D) deltas of the scalars a region selects; all of them where there is no mask."""
     deltas, mask = case.deltas[tensor], mask_of(case, tensor).flatten()
+    if tensor in case.facts["parameters_not_merged"]:
+        mask = torch.ones_like(mask)  # the reference drops it, ours merges it whole
     return deltas.reshape(deltas.shape[0], -1)[:, mask if region == "masked" else ~mask]
 
 
@@ -169,7 +171,9 @@ def task_stages(stored: dict[str, Tensor], key: str, task: int) -> list[Stage]:
     return found
 
 
-def comparable(stages: list[Stage], exact: Tensor, bits: int, slack: float) -> list[Tensor]:
+def comparable(
+    stages: list[Stage], exact: Tensor, bits: int, slack: float, clamped: bool
+) -> list[Tensor]:
     """Per stage, which codes the data decide, up to the stage where the reference goes wrong.
 
     It does where a range is 0 or lost, or where a zero point was clamped; and a code that float32
@@ -179,7 +183,8 @@ def comparable(stages: list[Stage], exact: Tensor, bits: int, slack: float) -> l
     for stage, left in zip(stages, residuals(exact, stages), strict=False):
         if fails(stage) or (stage.scale, stage.zero) == (1.0, 0.0):
             break
-        if abs(formula(left, bits, clamped=False, scale=stage.scale).zero - stage.zero) > 1:
+        free = formula(left, bits, clamped=False, scale=stage.scale).zero
+        if clamped and not 0 <= free <= 2**bits - 1:
             break
         position = left.double() * stage.scale + stage.zero
         distance = (position - position.floor() - 0.5).abs()
@@ -204,7 +209,8 @@ def test_on_stored_bases_coefficients_and_codes_are_those_of_the_reference(golde
         seen += 1 + sum(array.startswith(f"{key}/stage") for array in stored)
         for task, exact in enumerate(encoded.exact):
             stages = task_stages(stored, key, task)
-            for index, decided in enumerate(comparable(stages, exact, bits, encoded.slack)):
+            known = comparable(stages, exact, bits, encoded.slack, clamps(case.facts))
+            for index, decided in enumerate(known):
                 differs = encoded.ours.codes(index)[task] != stages[index].codes
                 differing += int((differs & decided).sum())
                 compared += int(decided.sum())
@@ -254,6 +260,16 @@ def clamped_values(row: Tensor, bits: int, stages: int) -> Tensor:
     return row - left
 
 
+def merge_bound(case: Case, merged: Tensor) -> float:
+    """Norm: the case's relative tolerance, and half a step of FP16 at 0 per high coefficient.
+
+    The reference stores those as they are, ours scales small ones up first.
+    """
+    norm = float(merged.double().norm())
+    tolerance = case.tolerance("merged_delta") * (norm if norm >= 1e-12 else 1.0)
+    return tolerance + 2.0**-25 * len(case.weights) ** 0.5
+
+
 def noise_gain(case: Case) -> float:
     """Factor on the scalars outside the mask."""
     given = case.facts["params"]
@@ -276,8 +292,8 @@ def test_on_stored_bases_the_merge_is_that_of_the_reference(golden, name):
                 merged[inside] = gain * (
                     part.ours.merged(weights).double() + clamp_loss(case, part, weights)
                 )
-        error = relative_error(merged.reshape(stored[tensor].shape), stored[tensor])
-        assert error <= case.tolerance("merged_delta"), tensor
+        off = float((merged - stored[tensor].flatten()).norm())
+        assert off <= merge_bound(case, stored[tensor]), tensor
 
 
 @pytest.mark.parametrize("name", names(lambda c: loses_mean(c) and basis_case(c)))
@@ -293,7 +309,7 @@ def test_without_centring_our_numbers_become_those_of_seed(golden, name):
         assert theirs is None or half_ulps(encoded.ours.coefficients("high"), theirs) <= 1
         ours = encoded.ours.merged(weights).double() + clamp_loss(case, encoded, weights)
         kept = merged[tensor][mask_of(case, tensor)]
-        assert relative_error(ours, kept) <= case.tolerance("merged_delta"), tensor
+        assert float((ours - kept).norm()) <= merge_bound(case, kept), tensor
         right = torch.tensor(weights, dtype=torch.float64) @ encoded.raw
         basis = torch.cat([bases[f"{tensor}/masked/U_high"].double(), encoded.low], dim=1)
         missing = relative_error(basis @ (basis.T @ right), right)
@@ -393,23 +409,76 @@ def frozen_tensors(case: Case) -> set[str]:
     return {name for name, deltas in case.deltas.items() if not deltas.any()}
 
 
+def energies(case: Case, tensor: str, region: str) -> Tensor:
+    """Squared singular values of a region's deltas."""
+    stack = selected_deltas(case, tensor, region)
+    if case.facts["params"]["svd_center"]:
+        stack = stack - stack.mean(0)
+    return torch.linalg.svdvals(stack).square()
+
+
+def low_energy(case: Case, tensor: str, region: str, k: int) -> float:
+    """Energy of a region's deltas outside of their first k directions."""
+    return float(energies(case, tensor, region)[k:].sum())
+
+
 def hurt_by_clamps(case: Case) -> set[str]:
     """Tensors that a version that clamps visibly gets wrong; the others must agree.
 
-    Clamps and lost ranges touch low coefficients only, so more than those hold cannot be lost.
+    Clamps and lost ranges touch low coefficients only, so more than those hold is not their fault.
     """
     if not clamps(case.facts):
         return set()
     found = set()
     stored, exact = case.load("merged_delta"), exact_merge(case, weights_applied(case))
     for tensor, delta in stored.items():
-        if relative_error(delta, exact[tensor]) > case.facts["end_to_end_tolerance"] / 2:
-            energy, shares = energy_shares(case, tensor)
-            low = energy * (1 - float(shares[case.facts["k"][tensor] - 1]))
-            lost = float((delta.double() - exact[tensor]).norm())
-            assert basis_case(case) or mask_case(case) or lost <= 1.1 * low**0.5, tensor
+        lows = low_energy(case, tensor, "masked", case.facts["k"][tensor])
+        if noise_gain(case):
+            lows += low_energy(case, tensor, "unmasked", 0)
+        lost = float((delta.double() - exact[tensor]).norm())
+        visible = relative_error(delta, exact[tensor]) > case.facts["end_to_end_tolerance"] / 2
+        if visible and lost <= 1.1 * lows**0.5:
             found.add(tensor)
     return found
+
+
+def calibrated(case: Case) -> set[str]:
+    """Tensors on which the case's end-to-end tolerance was measured, with the rank that is right.
+
+    Not those that the reference makes NaN, takes to have no energy, or gets wrong.
+    """
+    if loses_mean(case):
+        return set()
+    wrong = hurt_by_clamps(case) | set(case.nonfinite("merged_delta"))
+    return {
+        tensor
+        for tensor in set(case.facts["k"]) - wrong
+        if not 0 < float(energies(case, tensor, "masked").sum()) < NO_ENERGY
+    }
+
+
+def storage_bound(case: Case, tensor: str, k: int) -> float:
+    """Norm of what storing can change in a merge: steps of the low coefficients, and rounding."""
+    given = case.facts["params"]
+    rounding = 2.0**-9 if given["svd_fp16"] else 2.0**-20
+    lows = low_energy(case, tensor, "masked", k)
+    if noise_gain(case):
+        lows += low_energy(case, tensor, "unmasked", 0)
+    deltas = case.deltas[tensor].reshape(len(case.weights), -1)
+    steps = (2 ** given["svd_low_bits"] - 1) ** given["svd_rtvq_stages"]
+    return (len(deltas) * lows) ** 0.5 / steps + rounding * float(deltas.norm(dim=1).max())
+
+
+def allowed(case: Case, tensor: str) -> float:
+    """Relative error: the case's end-to-end tolerance, which only allows for signs of the basis.
+
+    Where the reference itself is further from exact, for its FP16, that is no bound.
+    """
+    bound = case.facts["end_to_end_tolerance"]
+    if misweighs(case):
+        return bound
+    errors = case.facts["relative_error_of_reference_vs_exact_weighted_mean_of_deltas"]
+    return max(bound, 2 * errors[tensor])
 
 
 @pytest.mark.parametrize("name", names(lambda c: not (loses_mean(c) or misweighs(c))))
@@ -418,29 +487,38 @@ def test_end_to_end_merge_is_that_of_the_reference(run, name):
     stored = case.load("merged_delta")
     left_out = set(case.facts["parameters_not_merged"])
     assert set(stored) == set(ours.merged) - left_out - integer_tensors(case)
-    for tensor in set(stored) - set(case.nonfinite("merged_delta")) - hurt_by_clamps(case):
+    for tensor in calibrated(case):
         error = relative_error(ours.merged[tensor], stored[tensor])
-        assert error <= case.facts["end_to_end_tolerance"], tensor
+        assert error <= allowed(case, tensor), tensor
 
 
 @pytest.mark.parametrize("name", names())
 def test_end_to_end_merge_is_the_weighted_mean_of_the_deltas_on_the_mask(run, name):
     """Right or wrong as the reference may be, methods.md §21.12 says what must come out.
 
-    The bound is the case's own end-to-end one: it allows what the signs of basis columns, that is
-    the quantisation grid, change. Where the reference is right it keeps the same bound.
+    The bound is the case's own end-to-end one; where the reference was not there to measure it,
+    that of the storage.
     """
     ours, case = run(name), run(name).case
-    bound = case.facts["end_to_end_tolerance"]
+    measured = calibrated(case)
     for tensor, want in exact_merge(case, case.weights).items():
-        assert relative_error(ours.merged[tensor], want) <= bound, tensor
-    theirs = case.facts["relative_error_of_reference_vs_exact_weighted_mean_of_deltas"]
-    finite = {name: error for name, error in theirs.items() if error is not None}
-    if loses_mean(case):
-        assert max(finite.values()) > 2 * bound, "the reference does not lose the mean after all"
-    elif not misweighs(case):
-        right = [error for name, error in finite.items() if name not in hurt_by_clamps(case)]
-        assert max(right, default=0.0) <= bound
+        if tensor in measured:
+            error = relative_error(ours.merged[tensor], want)
+            assert error <= allowed(case, tensor), tensor
+        else:
+            off = float((ours.merged[tensor].double() - want).norm())
+            assert off <= storage_bound(case, tensor, ours.facts[tensor]["k"]), tensor
+
+
+@pytest.mark.parametrize("name", names(lambda c: not misweighs(c)))
+def test_the_reference_is_right_but_for_the_bugs_named_here(golden, name):
+    """Else a rule above is missing. Where it is right it keeps its tolerance, or the storage's."""
+    case = golden_case(golden, name)
+    stored, exact = case.load("merged_delta"), exact_merge(case, case.weights)
+    for tensor in calibrated(case):
+        off = float((stored[tensor].double() - exact[tensor]).norm())
+        bound = case.facts["end_to_end_tolerance"] * float(exact[tensor].norm())
+        assert off <= max(bound, storage_bound(case, tensor, case.facts["k"][tensor])), tensor
 
 
 @pytest.mark.parametrize("name", names())
@@ -473,33 +551,47 @@ def test_frozen_tensors_stay_frozen(run, name):
         assert ours.facts[tensor]["k"] == 0  # the reference counts one direction of no energy
 
 
-def low_directions(case: Case) -> dict[str, list[tuple[int, bool]]]:
-    """Per merged tensor and region: how many low directions, and whether all deltas are 0."""
-    bases = golden_case(case.root, basis_case(case)).load("bases") if basis_case(case) else {}
-    found: dict[str, list[tuple[int, bool]]] = {}
-    for tensor, k in case.facts["k"].items():
-        for region, base_region in REGIONS.items():
-            deltas = selected_deltas(case, tensor, region)
-            high = bases.get(f"{tensor}/{base_region}/U_high")
-            rank = high.shape[1] if high is not None else k
-            if deltas.shape[1] and (region == "masked" or noise_gain(case)):
-                count = min(deltas.shape) - rank
-                found.setdefault(tensor, []).append((count, not deltas.any()))
+@dataclass(frozen=True)
+class Lows:
+    """The low coefficients of a region: how many, and whether some task's are all (nearly) 0."""
+
+    count: int
+    zero: bool
+    nearly: bool
+
+
+def lows_of(case: Case, tensor: str, bases: dict[str, Tensor]) -> list[Lows]:
+    """Per region that the reference merges. The rank of noise regions is known from bases only."""
+    found = []
+    for region, base_region in REGIONS.items():
+        stack = selected_deltas(case, tensor, region).float()
+        if not stack.shape[1] or (region == "unmasked" and not noise_gain(case)):
+            continue
+        high = bases.get(f"{tensor}/{base_region}/U_high")
+        rank = case.facts["k"][tensor] if high is None else high.shape[1]
+        largest = stack.norm(dim=1).max()
+        stack = stack - stack.mean(0) if case.facts["params"]["svd_center"] else stack
+        norms = stack.norm(dim=1)
+        nearly = bool((norms <= 2.0**-20 * largest).any())
+        found.append(Lows(min(stack.shape) - rank, not norms.all(), nearly))
     return found
 
 
 @pytest.mark.parametrize("name", names())
 def test_the_reference_gives_nan_exactly_where_its_quantiser_divides_by_a_range_of_0(golden, name):
-    """In head: frozen tensors, single low coefficients; of two, the residual may happen to be 0."""
+    """In head: deltas of 0, single low coefficients; of two, the residual may happen to be 0."""
     case = golden_case(golden, name)
     missing = set(case.nonfinite("merged_delta"))
     if clamps(case.facts):
         assert not missing
         return
-    lows = low_directions(case)
-    sure = {t for t, r in lows.items() if any(n == 1 or (n and frozen) for n, frozen in r)}
-    possible = {t for t, r in lows.items() if any(0 < n <= 2 for n, _ in r)} | sure
-    assert sure <= missing <= possible
+    bases = golden_case(golden, basis_case(case)).load("bases") if basis_case(case) else {}
+    for tensor in case.load("merged_delta"):
+        lows = lows_of(case, tensor, bases)
+        if any(low.count == 1 or (low.count and low.zero) for low in lows):
+            assert tensor in missing, tensor
+        elif not any(low.count == 2 or (low.count and low.nearly) for low in lows):
+            assert tensor not in missing, tensor
     if case.holds("coefficients"):
         scales = {k: v for k, v in case.load("coefficients").items() if k.endswith("/scale")}
         broken = {k.rsplit("/", 3)[0] for k, v in scales.items() if not v.isfinite().all()}
@@ -518,15 +610,6 @@ def test_small_masks_merge_whole_where_the_reference_drops_the_tensor(run, name)
         assert ours.merged[tensor].any() or tensor in frozen_tensors(case)
 
 
-def energy_shares(case: Case, tensor: str) -> tuple[float, Tensor]:
-    """Energy of the selected deltas, and the share that the first j + 1 directions have."""
-    stack = selected_deltas(case, tensor, "masked")
-    if case.facts["params"]["svd_center"]:
-        stack = stack - stack.mean(0)
-    energies = torch.linalg.svdvals(stack).square()
-    return float(energies.sum()), energies.cumsum(0) / energies.sum().clamp(min=1e-300)
-
-
 @pytest.mark.parametrize("name", names())
 def test_rank_and_energy_are_those_of_the_reference(run, name):
     """But it takes small deltas for none, and float32 decides where a share is the threshold."""
@@ -535,10 +618,11 @@ def test_rank_and_energy_are_those_of_the_reference(run, name):
     for tensor in set(case.facts["k"]) - frozen_tensors(case):
         facts, theirs = ours.facts[tensor], case.facts["k"][tensor]
         assert facts["k"] == facts["basis"]["k"], tensor
-        energy, shares = energy_shares(case, tensor)
-        if energy < NO_ENERGY:
+        spectrum = energies(case, tensor, "masked")
+        if spectrum.sum() < NO_ENERGY:
             assert theirs == 1, tensor
             continue
+        shares = spectrum.cumsum(0) / spectrum.sum()
         between = shares[min(facts["k"], theirs) - 1 : max(facts["k"], theirs) - 1]
         assert ((between - threshold).abs() <= 1e-6).all(), tensor
         wanted = case.facts["energy_retained"][tensor]
