@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,40 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from svd_hybrid import compress
+from tests.memory import peak_bytes
 
 SHAPE = (256, 65536)
 LARGEST = 4 * SHAPE[0] * SHAPE[1]  # well above what malloc keeps for itself, up to 64 MiB
 MOST_TIMES_LARGEST = 5.0
 """Measured 3.2 to 4.1: a mean is decoded through float64 (1 + 2), beside it what malloc keeps."""
-
-CHILD = """
-import json, sys, threading, time
-from pathlib import Path
-import safetensors.torch, torch
-from svd_hybrid.reload.run import run_reload
-
-def anonymous():
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return 1024 * int(line.split()[1])
-
-def watch():
-    while not done.is_set():
-        peaks.append(anonymous())
-        time.sleep(0.002)
-
-torch.set_num_threads(1)
-choices, done = json.loads(sys.argv[1]), threading.Event()
-before = anonymous()
-peaks = [before]
-thread = threading.Thread(target=watch)
-thread.start()
-run_reload(*map(Path, choices.pop("paths")), **choices)
-done.set()
-thread.join()
-print(max(peaks) - before)
-"""
-"""Prints the most anonymous memory held beyond what imports took; mapped files do not count."""
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +55,13 @@ def made(tmp_path_factory) -> Path:
     ids=["merged", "task"],
 )
 def test_peak_memory(made, tmp_path, choice, output):
-    paths = [made / "artifact", made / "base.safetensors", tmp_path / output]
-    argument = json.dumps(choice | {"paths": [str(path) for path in paths]})
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, argument], capture_output=True, text=True, check=True
+    peak = peak_bytes(
+        "reload",
+        artifact_dir=str(made / "artifact"),
+        base=str(made / "base.safetensors"),
+        output_path=str(tmp_path / output),
+        **choice,
     )
-    times = int(done.stdout) / LARGEST
+    times = peak / LARGEST
     print(f"{times:.2f} times the largest tensor")
     assert times < MOST_TIMES_LARGEST
