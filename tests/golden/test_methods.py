@@ -106,7 +106,7 @@ def chosen_lambdas(case: Case, tasks: tuple[str, ...]) -> list[float]:
     """Per task, the one that validation chose; consensus names the case that says so."""
     facts = case.facts
     if "chosen_lambda" not in facts:
-        named = re.search(r"case (tall_masks\w+)", facts["params"]["masks"])
+        named = re.search(r"case (\S+)", facts["params"]["masks"])
         assert named is not None
         facts = golden_case(case.root, named[1]).facts
     return [facts["chosen_lambda"][task] for task in tasks]
