@@ -192,6 +192,8 @@ class FamilyEncoder:
                 merges[self.config.merge_name] = self._entry(merge, settings.method.scaling, record)
             self.diagnostics.add_merge(name, info, merge, tasks=not self.plan.holds_tasks)
         self.writer.add_tensor(record, parts, task=task, blend=blend, merges=merges)
+        if not _share_memory(parts, stack.deltas):  # the writer keeps parts until a shard is full
+            self.stream.source.recycle(stack.deltas)
 
     def _carried(
         self, record: TensorRecord
@@ -251,3 +253,11 @@ class FamilyEncoder:
         if self.method.per_task_reload and not self.method.linear:
             entry["task"] = expr_to_json(merge.task or ZERO)
         return entry
+
+
+def _share_memory(parts: Mapping[str, EncodedPart], deltas: Tensor) -> bool:
+    """Whether some stored array lies in the memory of the stack."""
+    start = deltas.untyped_storage().data_ptr()
+    stop = start + deltas.untyped_storage().nbytes()
+    arrays = (array for part in parts.values() for array in part.arrays.values())
+    return any(start <= array.data_ptr() < stop for array in arrays if array.numel())

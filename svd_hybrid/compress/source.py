@@ -39,6 +39,9 @@ class DeltaSource(Protocol):
     def stack(self, name: str) -> Stack:
         """The base tensor and its deltas."""
 
+    def recycle(self, deltas: Tensor) -> None:
+        """Take back a stack that nothing refers to any more; its memory may be used again."""
+
     def same_everywhere(self, name: str, other: str) -> bool:
         """Whether two tensors of one base content have equal deltas in every task."""
 
@@ -86,6 +89,9 @@ class ArtifactSource:
             return Stack(base, None)
         deltas = self._deltas(name)
         return Stack(base, deltas, bool(deltas.any()))
+
+    def recycle(self, deltas: Tensor) -> None:
+        """Nothing to keep: decoding needs fresh memory anyway."""
 
     def _deltas(self, name: str) -> Tensor:
         record = self._records[name]

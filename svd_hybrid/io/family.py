@@ -78,6 +78,7 @@ class Family:
     skipped: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     kept_integers: list[str] = field(default_factory=list)
+    _spare: Tensor | None = None  # memory of a stack that was given back
 
     def all_notes(self) -> list[str]:
         """What the user should know, once the tensors have been read (however often)."""
@@ -118,7 +119,7 @@ class Family:
             return Stack(base, None)
         wide = torch.float64 if base.dtype == torch.float64 else torch.float32
         start = base.to(wide)
-        deltas = torch.empty((len(self.tasks), *base.shape), dtype=wide)
+        deltas = self._empty((len(self.tasks), *base.shape), wide)
         changed = False
         for index, (task, reader) in enumerate(self.tasks.items()):
             if name not in reader.infos:  # on_missing=zero
@@ -130,6 +131,21 @@ class Family:
             torch.sub(tuned.to(wide), start, out=deltas[index])
             changed |= self._checked_magnitude(deltas[index], name, task) > 0
         return Stack(base, deltas, changed)
+
+    def recycle(self, deltas: Tensor) -> None:
+        """Give back a stack that nothing refers to any more; the next one may use its memory.
+
+        Fresh memory costs a page fault every 4 KiB, which for large families is a tenth of the
+        time of an element-wise merge.
+        """
+        self._spare = deltas.new_empty(0).set_(deltas.untyped_storage())
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        spare, self._spare = self._spare, None
+        if spare is None or spare.dtype != dtype or spare.numel() < math.prod(shape):
+            del spare  # before more is asked for
+            return torch.empty(shape, dtype=dtype)
+        return spare[: math.prod(shape)].reshape(shape)
 
     def same_everywhere(self, name: str, other: str) -> bool:
         """Whether two tensors of one base content are equal in every task too (tied weights)."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from svd_hybrid.errors import FamilyError, StorageError, UsageError
 from svd_hybrid.io.family import Family, FamilyPolicy, open_family
+from tests.families import write_family
 from tests.io.checkpoints import random_state, same, write
 
 BASE = random_state(0, bias=(3,), head=(4, 3), weight=(3, 2)) | {"steps": torch.tensor([7])}
@@ -261,3 +262,22 @@ def test_tied_weights_are_twins_only_when_every_task_agrees(tmp_path):
     half = {"embed": torch.zeros(2, 2)}
     family = make(tmp_path, {"a": tied, "b": half}, base, on_missing="zero")
     assert not family.same_everywhere("embed", "lm_head")
+
+
+def test_a_recycled_stack_gives_its_memory_to_the_next_one_that_fits(tmp_path):
+    shapes = {"a": (8, 8), "b": (4, 4), "c": (9, 9)}
+    files = write_family(tmp_path, shapes, seed=2)
+    family = open_family(files.base, files.tasks, FamilyPolicy())
+    first = family.stack("a").deltas
+    address = first.data_ptr()
+    family.recycle(first)
+    second = family.stack("b").deltas
+    assert second.data_ptr() == address
+    family.recycle(second)
+    again = family.stack("a").deltas  # the whole memory is there again, not only b's share of it
+    assert again.data_ptr() == address
+    family.recycle(again)
+    for name in ("c", "b", "a"):  # c does not fit; each is right whatever lay there before
+        stack = family.stack(name).deltas
+        assert torch.equal(stack.double(), files.deltas(name))
+        family.recycle(stack)
