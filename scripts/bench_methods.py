@@ -289,7 +289,7 @@ def bench_ties(mergekit: Path, folder: Path, repeats: int) -> None:
         apart = sum(int(mask.sum()) for mask in far) / sum(mask.numel() for mask in far)
     print(f"TIES, {TASKS} tasks, density 0.2 per tensor, one thread, median of {repeats}: CPU s")
     print(
-        "| mergekit | svdh compress | svdh reload | ratio, merge | ratio, to checkpoint | apart |"
+        "| mergekit | svdh compress | svdh reload | ratio, merge | ratio, to checkpoint | differ |"
     )
     print("| --: | --: | --: | --: | --: | --: |")
     both = middle[1] + middle[2]
