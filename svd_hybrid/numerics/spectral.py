@@ -9,13 +9,20 @@ Source: methods.md §23.2, §23.3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from svd_hybrid.numerics.symmetric import Array, eigenvectors, gram_of_columns, is_well_conditioned
+from svd_hybrid.numerics.symmetric import (
+    Array,
+    eigenvectors,
+    gram_of_columns,
+    inverse_norm,
+    triangle_norm,
+)
 
 EPSILON_F32 = 2.0**-24
 SINGLE_ERROR = 3e-6  # bound on the relative error a float32 product may bring
@@ -175,7 +182,8 @@ def spectrum(a: Tensor) -> Spectrum:
         return Spectrum(triplets.s.square(), triplets.v)
     if a.shape[0] > a.shape[1] and is_in_safe_range(a):  # square ones are seldom well conditioned
         single = gram_of_columns(a, torch.float32)
-        if is_well_conditioned(single, SINGLE_ERROR / EPSILON_F32):
+        expected = triangle_norm(single) * inverse_norm(single) / math.sqrt(len(single) or 1)
+        if EPSILON_F32 * expected <= SINGLE_ERROR:  # close to what is checked below
             energies, vectors = eigenvectors(single, a.shape[1])
             relative = (energies[0] / energies).double()
             if energies[-1] > 0 and EPSILON_F32 * rms(relative) <= SINGLE_ERROR:

@@ -6,6 +6,7 @@ the eigenvectors that are asked for.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -63,13 +64,23 @@ def eigenvectors(gram: Array, count: int) -> tuple[Tensor, Tensor]:
     return largest, torch.from_numpy(vectors).flip(1)[:, :count]
 
 
-def is_well_conditioned(gram: Array, worst: float) -> bool:
-    """Whether a Cholesky factor shows no sign of an eigenvalue ratio above `worst`."""
+def inverse_norm(gram: Array) -> float:
+    """Frobenius norm of the inverse of a float32 Gram matrix; infinite when it has none.
+
+    Args:
+        gram: (n, n) float32, lower triangle.
+    """
     if not len(gram):
-        return True
-    factor, info = linalg.lapack.spotrf(gram.astype(np.float32), lower=1)
-    pivots = np.diag(factor).astype(np.float64) ** 2
-    return bool(info == 0 and pivots.min() * worst > gram.diagonal().max())
+        return 0.0
+    factor, failed = linalg.lapack.spotrf(gram, lower=1)
+    inverse, singular = linalg.lapack.spotri(factor, lower=1) if not failed else (factor, failed)
+    return math.inf if singular else triangle_norm(inverse)
+
+
+def triangle_norm(lower: Array) -> float:
+    """Frobenius norm of the symmetric matrix whose lower triangle is given."""
+    squares = np.square(np.tril(lower), dtype=np.float64)
+    return float(np.sqrt(2 * squares.sum() - squares.diagonal().sum()))
 
 
 def _all_eigenvectors(gram: Array) -> tuple[Array, Array]:
