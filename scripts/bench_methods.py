@@ -170,10 +170,11 @@ def decaying_deltas(shape: tuple[int, int]) -> Tensor:
         left, right = (
             torch.linalg.qr(torch.randn((side, size), generator=random))[0] for side in shape
         )
-        return (left * strengths) @ right.T
+        made: Tensor = (left * strengths) @ right.T
+        return made
 
     shared = one()
-    return torch.stack([shared + one() for _ in range(TASKS)]).mul_(1e-2)
+    return torch.stack([1e-2 * (shared + one()) for _ in range(TASKS)])
 
 
 def bench_spectral(repeats: int) -> None:
@@ -258,7 +259,7 @@ def timed(command: Sequence[str]) -> float:
 
 def tensors(folder: Path) -> Mapping[str, Tensor]:
     """Every tensor of an HF folder."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as shard:
             found |= {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118

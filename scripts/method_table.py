@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from svd_hybrid import Artifact
 from svd_hybrid.methods import METHODS
@@ -93,7 +94,7 @@ def compress(family: Family, method: str, artifact: Path) -> Row:
 
 def scaled_model(family: Family, artifact: Artifact, factor: float, model: Path) -> Path:
     """Base plus `factor` times the merged delta, in a folder the evaluator reads."""
-    base = {}
+    base: dict[str, Tensor] = {}
     for path in sorted((family.folder / "base").glob("*.safetensors")):
         base |= load_file(path)
     for name, delta in artifact.iter_tensors():

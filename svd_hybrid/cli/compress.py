@@ -160,7 +160,7 @@ def build_request(
         if isinstance(weights, str) and "=" in weights:
             weights = dict(_assignment(entry) for entry in weights.split(","))
         if isinstance(weights, Mapping):
-            given_weights["weights"] = weights_by_task(weights, list(tasks), source)
+            given_weights["weights"] = weights_by_task(weights, list(tasks), from_artifact, source)
     config = merged_config(from_file, where, values, adds_merge=from_artifact is not None)
     return CompressRequest(
         base,

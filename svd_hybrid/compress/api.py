@@ -47,7 +47,9 @@ def compress(
     """
     where = "compress()"
     if isinstance(parameters.get("weights"), Mapping):
-        parameters["weights"] = weights_by_task(parameters["weights"], list(tasks), where)
+        parameters["weights"] = weights_by_task(
+            parameters["weights"], list(tasks), _path(from_artifact), where
+        )
     if from_artifact is not None and "method" in parameters:
         parameters.setdefault("merge_name", METHODS[parameters["method"]].name)
     request = CompressRequest(

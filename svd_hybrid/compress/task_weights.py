@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svd_hybrid.artifact.files import read_manifest
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.settings import SMALLEST_TOTAL
 from svd_hybrid.compress.source import DeltaSource
@@ -126,12 +127,23 @@ def _task_gram(source: DeltaSource, progress: Progress | None) -> Tensor:
     return total
 
 
-def weights_by_task(given: Mapping[str, Any], tasks: Sequence[str], where: str) -> list[Any]:
+def weights_by_task(
+    given: Mapping[str, Any], tasks: Sequence[str], from_artifact: Path | None, where: str
+) -> list[Any]:
     """Factors in task order, from a mapping that names every task.
+
+    Args:
+        given: task → factor.
+        tasks: in order; empty for those of the artifact.
+        from_artifact: where the tasks come from, if no checkpoints are given.
+        where: what to call the mapping in errors.
 
     Raises:
         UsageError: a name that is no task, or a task without a factor.
+        StorageError, ArtifactError: there is no such artifact.
     """
+    if not tasks and from_artifact is not None:
+        tasks = read_manifest(from_artifact).tasks
     by_task = {match_name(name, tasks, "task", where): value for name, value in given.items()}
     missing = [task for task in tasks if task not in by_task]
     if missing or len(by_task) != len(given):

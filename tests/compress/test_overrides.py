@@ -210,6 +210,15 @@ def test_task_weights_are_given_in_order_or_by_name(family, tmp_path, given_weig
         assert relative_error(merged, want) <= 2e-6
 
 
+def test_weights_by_name_need_no_checkpoints_either(family, tmp_path):
+    pack(family, tmp_path / "tasks", **UNQUANTISED)
+    result = compress(
+        family.base, {}, tmp_path / "art", from_artifact=tmp_path / "tasks",
+        method="task-arithmetic", weights={"cat": 3.0, "ant": 1.0, "bee": 0.0},
+    )  # fmt: skip
+    assert dict(result.weights) == {"ant": 1.0, "bee": 0.0, "cat": 3.0}
+
+
 def test_weights_of_an_average_are_normalised_unless_told_otherwise(family, tmp_path):
     average = pack(family, tmp_path / "a", method="weight-averaging", weights=[1, 1, 2])
     assert list(average.merges["merged"].values()) == [0.25, 0.25, 0.5]
