@@ -125,7 +125,14 @@ def compare(python: Path, folder: Path, title: str, short: str) -> float:
     recipe.write_text(recipe_text(short), "utf-8")
     theirs, ours = folder / f"{title}-mergekit", folder / f"{title}.safetensors"
     options = ("--no-copy-tokenizer", "--no-write-model-card")
-    command: list[str | Path] = [python, "-m", "mergekit.scripts.run_yaml", recipe, theirs, *options]
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "mergekit.scripts.run_yaml",
+        recipe,
+        theirs,
+        *options,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"mergekit failed on {title}:\n{done.stderr[-2000:]}")
