@@ -45,7 +45,7 @@ class Registry(Mapping[str, T]):
     """Name → item; a miss raises UnknownNameError with the closest names.
 
     Spellings that differ only in case or in `_` against `-` find the same item, because users of
-    the original commands write `svd_hybrid`.
+    the original commands write `svd_hybrid`; so do an item's `aliases`, if it has any.
     """
 
     def __init__(self, kind: str, items: Iterable[T]) -> None:
@@ -55,17 +55,22 @@ class Registry(Mapping[str, T]):
             if item.name in self._items:
                 raise ValueError(f"{kind} {item.name!r} is registered twice")
             self._items[item.name] = item
+        self._names = {_fold(name): name for name in self._items}
+        for item in self._items.values():
+            for alias in getattr(item, "aliases", ()):
+                if self._names.setdefault(_fold(alias), item.name) != item.name:
+                    raise ValueError(f"{kind} {alias!r} would name two items")
 
     def __getitem__(self, name: str) -> T:
         folded = _fold(name)
-        if folded not in self._items:
+        if folded not in self._names:
             raise UnknownNameError(
                 f"unknown {self.kind} {name!r}", fix=did_you_mean(name, self._items)
             )
-        return self._items[folded]
+        return self._items[self._names[folded]]
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and _fold(name) in self._items
+        return isinstance(name, str) and _fold(name) in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)

@@ -19,6 +19,9 @@ def test_original_spellings_find_the_same_item():
     assert METHODS["SVD_Hybrid"] is METHODS["svd-hybrid"]
     assert "svd_hybrid" in METHODS
     assert "magic" not in METHODS
+    assert METHODS["tsvm"] is METHODS["TSV_M"]
+    assert METHODS["average"].name == "weight-averaging"
+    assert resolve_config({"method": "tsvm"}, "test").method == "tsv-m"
 
 
 def test_no_parameter_of_a_method_is_hidden_by_another_key():

@@ -24,6 +24,7 @@ def methods(name: str | None, quiet: bool, as_json: bool, debug: bool) -> None:
             "version": method.version,
             "summary": method.summary,
             "source": method.source,
+            "aliases": list(method.aliases),
             "per_task_reload": method.per_task_reload,
             "statistics": method.statistics or None,
             "parameters": method.parameters,
@@ -45,7 +46,8 @@ def methods(name: str | None, quiet: bool, as_json: bool, debug: bool) -> None:
     header = ("method", "per-task reload", "needs statistics", "what it does")
     print_table("merge methods", header, rows, to_stdout=True, text=True)
     if name:
-        click.echo(f"source: {facts[0]['source']}\n")
+        also = f"\nalso called: {', '.join(facts[0]['aliases'])}" if facts[0]["aliases"] else ""
+        click.echo(f"source: {facts[0]['source']}{also}\n")
         parameters = [
             (p["name"], _shown(p["default"]), p["type"], p["help"]) for p in facts[0]["parameters"]
         ]

@@ -107,6 +107,7 @@ class MergeMethod:
         without_statistics: parameter and value with which it reads none.
         takes_masks: what a mask folder is used for: one `combined` mask per tensor, one mask per
             task and tensor, or nothing.
+        aliases: other names users know it by.
         advice: said when the user leaves `scaling` at its default; empty where that serves.
     """
 
@@ -124,6 +125,7 @@ class MergeMethod:
     statistics: Literal["", "moment", "gram"] = ""
     without_statistics: tuple[str, Any] = ("", None)
     takes_masks: Literal["", "combined", "per-task"] = ""
+    aliases: tuple[str, ...] = ()
     advice: str = ""
 
     @property

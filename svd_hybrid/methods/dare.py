@@ -116,6 +116,7 @@ DARE_LINEAR = MergeMethod(
     merge=merge_linear,
     own_weights=True,
     takes_masks="per-task",
+    aliases=("dare",),
 )
 
 DARE_TIES = MergeMethod(

@@ -109,4 +109,5 @@ EMR = MergeMethod(
     scan=scan,
     own_weights=True,
     per_task_reload=True,
+    aliases=("emr-merging",),
 )

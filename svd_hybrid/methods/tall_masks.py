@@ -54,4 +54,5 @@ TALL_MASKS = MergeMethod(
     own_weights=True,
     per_task_reload=True,
     takes_masks="per-task",
+    aliases=("tall-mask", "tall"),
 )

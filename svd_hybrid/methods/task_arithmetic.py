@@ -28,4 +28,5 @@ TASK_ARITHMETIC = MergeMethod(
     source="arXiv 2212.04089, section 2",
     params=TaskArithmeticParams,
     per_task_reload=True,
+    aliases=("ta",),
 )

@@ -92,4 +92,5 @@ TSV_COMPRESS = MergeMethod(
     params=TsvCompressParams,
     merge=merge,
     per_task_reload=True,
+    aliases=("tsv-c", "tsvc"),
 )

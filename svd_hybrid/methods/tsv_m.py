@@ -105,4 +105,5 @@ TSV_M = MergeMethod(
     source="arXiv 2412.00081, TSV-Merge; AntoAndGar/task_singular_vectors",
     params=TsvMParams,
     merge=merge,
+    aliases=("tsvm",),
 )

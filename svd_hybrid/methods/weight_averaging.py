@@ -29,4 +29,5 @@ WEIGHT_AVERAGING = MergeMethod(
     params=WeightAveragingParams,
     weights="average",
     per_task_reload=True,
+    aliases=("average", "linear"),
 )
