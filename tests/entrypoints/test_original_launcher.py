@@ -259,7 +259,7 @@ def test_a_configuration_of_the_original(here: Path, capsys: pytest.CaptureFixtu
         ({"output": "x"}, "did you mean 'output_dir'?"),
         ({"svd_low_bits": 9}, "low_bits is 9"),
         ({"svd_store_artifacts": "maybe"}, "store_artifacts is 'maybe'"),
-        ({"method": "dare"}, "there is no merge method 'dare' here"),
+        ({"method": "magic"}, "there is no merge method 'magic' here"),
         ({"tasks": "DTD"}, "'tasks' is not a list"),
     ],
 )
