@@ -9,18 +9,15 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from svd_hybrid.artifact import layout
+from svd_hybrid.artifact.consistency import check_consistent
 from svd_hybrid.artifact.jsonfile import canonical_json
+from svd_hybrid.artifact.merges import Merge, StoredMerge, merge_from_json
 from svd_hybrid.artifact.schema import validate
-from svd_hybrid.delta.expr import parts_of, weights_of
-from svd_hybrid.delta.serial import expr_from_json
 from svd_hybrid.errors import ArtifactError, UnknownNameError, UsageError, VersionError
 from svd_hybrid.registry import did_you_mean
-
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""Dtypes that have deltas; as in io.tensors, which needs torch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,81 +115,6 @@ class TensorRecord:
             buffer=record.get("buffer", False),
             alias=record.get("alias"),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class LinearMerge:
-    """A merge that is a weighted sum of the stored tasks, times `scaling`.
-
-    Args:
-        method: id and version of the rule that chose the weights; provenance only.
-        weights: one finite number per task, in task order.
-        scaling: factor on the merged delta (not on buffers).
-        parameters: of the method; provenance only.
-        dtype: of the float tensors of the result, when not the base's.
-    """
-
-    method: str
-    method_version: int
-    weights: tuple[float, ...]
-    scaling: float
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest record."""
-        return {"kind": "linear", "weights": list(self.weights)} | _merge_facts(self)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredMerge:
-    """A merge with expressions of its own in every tensor it changes.
-
-    Args:
-        method, method_version, parameters: provenance only.
-        scaling: factor on the merged delta (not on buffers).
-        tasks: whether single tasks come back from it, through the `task` expressions.
-        task_gains: factor on each task's delta, in task order; empty for none.
-        dtype: of the float tensors of the result, when not the base's.
-    """
-
-    method: str
-    method_version: int
-    scaling: float
-    tasks: bool = False
-    task_gains: tuple[float, ...] = ()
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest record."""
-        record: dict[str, Any] = {"kind": "stored", "tasks": self.tasks} | _merge_facts(self)
-        if self.task_gains:
-            record["task_gains"] = list(self.task_gains)
-        return record
-
-
-Merge: TypeAlias = LinearMerge | StoredMerge
-
-
-def _merge_facts(merge: Merge) -> dict[str, Any]:
-    """What both kinds of merge record."""
-    facts: dict[str, Any] = {
-        "method": merge.method,
-        "method_version": merge.method_version,
-        "scaling": merge.scaling,
-    }
-    if merge.parameters:
-        facts["parameters"] = dict(merge.parameters)
-    return facts if merge.dtype is None else facts | {"dtype": merge.dtype}
-
-
-def _merge_from_json(record: Mapping[str, Any]) -> Merge:
-    facts = {key: value for key, value in record.items() if key != "kind"}
-    for key in ("weights", "task_gains"):
-        if key in facts:
-            facts[key] = tuple(facts[key])
-    return LinearMerge(**facts) if record["kind"] == "linear" else StoredMerge(**facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +280,7 @@ def manifest_from_json(record: Any, where: str) -> Manifest:
         )
     validate(record, "manifest-v1", where)
     _check_seal(record, where)
-    merges = {name: _merge_from_json(merge) for name, merge in record["merges"].items()}
+    merges = {name: merge_from_json(merge) for name, merge in record["merges"].items()}
     manifest = Manifest(
         profile=record["profile"],
         tasks=tuple(record["tasks"]),
@@ -369,7 +291,7 @@ def manifest_from_json(record: Any, where: str) -> Manifest:
         files=tuple(FileRecord(**file) for file in record["files"]),
         holds_tasks=record.get("holds_tasks", True),
     )
-    _check_consistent(manifest, where)
+    check_consistent(manifest, where)
     return manifest
 
 
@@ -385,68 +307,3 @@ def _check_seal(record: Mapping[str, Any], where: str) -> None:
             where=where,
             fix="copy the artifact again",
         )
-
-
-def _check_consistent(manifest: Manifest, where: str) -> None:
-    """What a schema cannot say: references resolve, counts agree, nothing appears twice."""
-
-    def require(truth: bool, what: str) -> None:
-        if not truth:
-            raise ArtifactError(what, where=where)
-
-    names = [tensor.name for tensor in manifest.tensors]
-    require(names == sorted(set(names)), "tensors are not in ascending order of distinct names")
-    paths = [file.path for file in manifest.files]
-    require(paths == sorted(set(paths)), "files are not in ascending order of distinct paths")
-    require(manifest.default_merge in manifest.merges, "default_merge names no merge")
-    for name, merge in manifest.merges.items():
-        numbers = merge.weights if isinstance(merge, LinearMerge) else merge.task_gains
-        require(
-            len(numbers) == len(manifest.tasks) or (isinstance(merge, StoredMerge) and not numbers),
-            f"merge {name!r} has {len(numbers)} weights for {len(manifest.tasks)} tasks",
-        )
-        require(
-            manifest.holds_tasks or isinstance(merge, StoredMerge),
-            f"merge {name!r} weighs tasks that are not stored",
-        )
-    by_name = {tensor.name: tensor for tensor in manifest.tensors}
-    for tensor in manifest.tensors:
-        for part_name, part in tensor.parts.items():
-            require(
-                part.codec < len(manifest.codecs),
-                f"tensor {tensor.name!r}, part {part_name!r}: codec {part.codec} is not listed",
-            )
-        for merge_name, entry in tensor.merges.items():
-            known = manifest.merges.get(merge_name)
-            require(
-                isinstance(known, StoredMerge) and known.tasks == ("task" in entry),
-                f"tensor {tensor.name!r} has expressions of merge {merge_name!r}, "
-                "which the manifest describes otherwise",
-            )
-        for expression in tensor.expressions:
-            expr = expr_from_json(expression)
-            unknown = set(parts_of(expr)) - set(tensor.parts)
-            require(not unknown, f"tensor {tensor.name!r}: no parts {sorted(unknown)}")
-            require(
-                all(len(weights) == len(manifest.tasks) for weights in weights_of(expr)),
-                f"tensor {tensor.name!r}: an expression weighs another number of tasks",
-            )
-        stores = bool(tensor.parts) or bool(tensor.expressions)
-        require(
-            manifest.holds_tasks or (tensor.task is None and tensor.blend is None),
-            f"tensor {tensor.name!r} holds tasks, the manifest says that it does not",
-        )
-        require(
-            tensor.dtype in FLOATS or not (stores or tensor.alias),
-            f"tensor {tensor.name!r} is {tensor.dtype}, so it has no delta",
-        )
-        if tensor.alias is not None:
-            target = by_name.get(tensor.alias)
-            require(
-                target is not None
-                and target.alias is None
-                and (target.dtype, target.shape, target.sha256)
-                == (tensor.dtype, tensor.shape, tensor.sha256)
-                and not stores,
-                f"tensor {tensor.name!r} is no true alias of {tensor.alias!r}",
-            )

@@ -15,13 +15,8 @@ from torch import Tensor
 
 from svd_hybrid.artifact import layout
 from svd_hybrid.artifact.layout import SHARD_BYTES, array_name, shard_folder
-from svd_hybrid.artifact.manifest import (
-    FileRecord,
-    Manifest,
-    Merge,
-    PartRecord,
-    TensorRecord,
-)
+from svd_hybrid.artifact.manifest import FileRecord, Manifest, PartRecord, TensorRecord
+from svd_hybrid.artifact.merges import Merge
 from svd_hybrid.codec import Codec, Encoded, codec_to_json
 from svd_hybrid.io.safetensors_writer import SafetensorsWriter
 from svd_hybrid.io.tensors import info_of

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from svd_hybrid.artifact.manifest import LinearMerge
+from svd_hybrid.artifact.merges import LinearMerge
 from svd_hybrid.cli.options import WordsCommand, config_options, given
 from svd_hybrid.cli.recipe import from_recipe
 from svd_hybrid.cli.reporter import number, print_table

@@ -11,7 +11,8 @@ from svd_hybrid.cli.reporter import number, print_table
 from svd_hybrid.console import artifact_option, common_options, print_json, size
 
 if TYPE_CHECKING:
-    from svd_hybrid.artifact.manifest import Manifest, Merge
+    from svd_hybrid.artifact.manifest import Manifest
+    from svd_hybrid.artifact.merges import Merge
 
 
 @click.command(short_help="Show what an artifact holds.")

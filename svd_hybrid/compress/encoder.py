@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from svd_hybrid.artifact.fingerprint import check_digest
-from svd_hybrid.artifact.manifest import LinearMerge, Merge, StoredMerge, TensorRecord
+from svd_hybrid.artifact.manifest import TensorRecord
+from svd_hybrid.artifact.merges import LinearMerge, Merge, StoredMerge
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.writer import ArtifactWriter, EncodedPart
 from svd_hybrid.compress.config import CompressConfig, params_to_json

@@ -17,7 +17,8 @@ from typing import Any
 from svd_hybrid.artifact import layout
 from svd_hybrid.artifact.fingerprint import check_names
 from svd_hybrid.artifact.jsonfile import readable_json
-from svd_hybrid.artifact.manifest import Manifest, Merge
+from svd_hybrid.artifact.manifest import Manifest
+from svd_hybrid.artifact.merges import Merge
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.verify import verify
 from svd_hybrid.artifact.writer import ArtifactWriter

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from svd_hybrid.artifact.manifest import LinearMerge, TensorRecord
+from svd_hybrid.artifact.manifest import TensorRecord
+from svd_hybrid.artifact.merges import LinearMerge
 from svd_hybrid.artifact.writer import ArtifactWriter, EncodedPart
 from svd_hybrid.codec import BitmaskCodec, HalfCodec, RawCodec
 from svd_hybrid.compress.config import CompressConfig, known_keys, params_to_json, resolve_config

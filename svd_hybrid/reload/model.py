@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svd_hybrid.artifact.manifest import LinearMerge
+from svd_hybrid.artifact.merges import LinearMerge
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.verify import VerifyReport, verify
 from svd_hybrid.io.reader import open_checkpoint

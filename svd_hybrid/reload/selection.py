@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from svd_hybrid.artifact.jsonfile import read_json_object
-from svd_hybrid.artifact.manifest import Manifest, StoredMerge, TensorRecord
+from svd_hybrid.artifact.manifest import Manifest, TensorRecord
+from svd_hybrid.artifact.merges import StoredMerge
 from svd_hybrid.delta.evaluate import Mix
 from svd_hybrid.errors import UsageError, shorten
 from svd_hybrid.io.lookup import match_name

@@ -1,0 +1,112 @@
+"""What a schema cannot say of a manifest: references resolve, counts agree, nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from svd_hybrid.artifact.merges import Merge, StoredMerge
+from svd_hybrid.delta.expr import parts_of, weights_of
+from svd_hybrid.delta.serial import expr_from_json
+from svd_hybrid.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from svd_hybrid.artifact.manifest import Manifest, TensorRecord
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Dtypes that have deltas; as in io.tensors, which needs torch."""
+
+
+def check_consistent(manifest: Manifest, where: str) -> None:
+    """Compare what a manifest says in one place with what it says in others.
+
+    Raises:
+        ArtifactError: at the first contradiction.
+        VersionError: an expression this reader does not know.
+    """
+    try:
+        _check_lists(manifest)
+        for name, merge in manifest.merges.items():
+            _check_merge(name, merge, manifest)
+        by_name = {tensor.name: tensor for tensor in manifest.tensors}
+        for tensor in manifest.tensors:
+            _check_parts(tensor, manifest)
+            _check_expressions(tensor, manifest)
+            _check_kind(tensor, manifest, by_name)
+    except ArtifactError as error:
+        error.where = error.where or where
+        raise
+
+
+def _require(truth: bool, what: str) -> None:
+    if not truth:
+        raise ArtifactError(what)
+
+
+def _check_lists(manifest: Manifest) -> None:
+    names = [tensor.name for tensor in manifest.tensors]
+    _require(names == sorted(set(names)), "tensors are not in ascending order of distinct names")
+    paths = [file.path for file in manifest.files]
+    _require(paths == sorted(set(paths)), "files are not in ascending order of distinct paths")
+    _require(manifest.default_merge in manifest.merges, "default_merge names no merge")
+
+
+def _check_merge(name: str, merge: Merge, manifest: Manifest) -> None:
+    stored = isinstance(merge, StoredMerge)
+    numbers = merge.task_gains if isinstance(merge, StoredMerge) else merge.weights
+    _require(
+        len(numbers) == len(manifest.tasks) or (stored and not numbers),
+        f"merge {name!r} has {len(numbers)} weights for {len(manifest.tasks)} tasks",
+    )
+    _require(manifest.holds_tasks or stored, f"merge {name!r} weighs tasks that are not stored")
+
+
+def _check_parts(tensor: TensorRecord, manifest: Manifest) -> None:
+    for name, part in tensor.parts.items():
+        _require(
+            part.codec < len(manifest.codecs),
+            f"tensor {tensor.name!r}, part {name!r}: codec {part.codec} is not listed",
+        )
+
+
+def _check_expressions(tensor: TensorRecord, manifest: Manifest) -> None:
+    for name, entry in tensor.merges.items():
+        known = manifest.merges.get(name)
+        _require(
+            isinstance(known, StoredMerge) and known.tasks == ("task" in entry),
+            f"tensor {tensor.name!r} has expressions of merge {name!r}, "
+            "which the manifest describes otherwise",
+        )
+    for expression in tensor.expressions:
+        expr = expr_from_json(expression)
+        unknown = set(parts_of(expr)) - set(tensor.parts)
+        _require(not unknown, f"tensor {tensor.name!r}: no parts {sorted(unknown)}")
+        _require(
+            all(len(weights) == len(manifest.tasks) for weights in weights_of(expr)),
+            f"tensor {tensor.name!r}: an expression weighs another number of tasks",
+        )
+
+
+def _check_kind(
+    tensor: TensorRecord, manifest: Manifest, by_name: Mapping[str, TensorRecord]
+) -> None:
+    stores = bool(tensor.parts) or bool(tensor.expressions)
+    _require(
+        manifest.holds_tasks or (tensor.task is None and tensor.blend is None),
+        f"tensor {tensor.name!r} holds tasks, the manifest says that it does not",
+    )
+    _require(
+        tensor.dtype in FLOATS or not (stores or tensor.alias),
+        f"tensor {tensor.name!r} is {tensor.dtype}, so it has no delta",
+    )
+    if tensor.alias is None:
+        return
+    target = by_name.get(tensor.alias)
+    _require(
+        target is not None
+        and target.alias is None
+        and (target.dtype, target.shape, target.sha256)
+        == (tensor.dtype, tensor.shape, tensor.sha256)
+        and not stores,
+        f"tensor {tensor.name!r} is no true alias of {tensor.alias!r}",
+    )
