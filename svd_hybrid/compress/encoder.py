@@ -166,15 +166,22 @@ class FamilyEncoder:
                 and stream.source.same_everywhere(name, first)
                 and stream.masks.same(name, first)
                 and stream.settings.of(name) == stream.settings.of(first)
+                and self._carried_owner(name) == self._carried_owner(first)
             ):
                 self._owners[name] = first
+
+    def _carried_owner(self, name: str) -> str | None:
+        """Under which name the carried artifact stores a tensor; None without one."""
+        if self.plan.carried is None:
+            return None
+        return self.plan.carried.owner(self._carried_records[name]).name
 
     def _add(self, record: TensorRecord) -> None:
         name, info = record.name, self.stream.source.base.infos[record.name]
         stack, ctx = self.stream.read(name)
         parts, task, blend, merges = self._carried(record)
         if stack.deltas is None:
-            self.writer.add_tensor(record, {})
+            self.writer.add_tensor(record, parts, task=task, blend=blend, merges=merges)
             return
         settings = self.stream.settings.of(name)
         mask = self.stream.masks.combined(name) if self.method.takes_masks == "combined" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -130,7 +131,7 @@ def linear_sum(stack: Tensor, weights: tuple[float, ...]) -> Tensor:
 
 def normalised(weights: tuple[float, ...]) -> tuple[float, ...]:
     """The weights divided by their sum; equal ones when they cancel."""
-    total = sum(weights)
+    total = math.fsum(weights)
     if total == 0:
         return (1.0 / len(weights),) * len(weights)
     return tuple(weight / total for weight in weights)

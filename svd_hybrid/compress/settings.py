@@ -78,10 +78,16 @@ class FamilySettings:
         if self._normalises:  # what an override stands beside: factors whose mean is 1, or given
             self._given = config.weights or tuple(len(weights) * weight for weight in weights)
         self._depth = depths(names)
+        self._found: dict[str, TensorSettings] = {}
         self._rules_tasks = [self._task_indices(rule) for rule in config.overrides]
 
     def of(self, name: str) -> TensorSettings:
         """The settings of one tensor."""
+        if name not in self._found:
+            self._found[name] = self._resolve(name)
+        return self._found[name]
+
+    def _resolve(self, name: str) -> TensorSettings:
         fitting = [
             (rule, tasks)
             for rule, tasks in zip(self.config.overrides, self._rules_tasks, strict=True)

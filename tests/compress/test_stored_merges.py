@@ -21,6 +21,7 @@ from tests.families import (
     pack,
     relative_error,
     write_family,
+    write_states,
 )
 from tests.format import minimal_reader
 
@@ -230,3 +231,44 @@ def test_half_precision_merges_are_half_the_size_and_their_error_is_stated(famil
     assert exact.merge_error == 0.0
     sizes = [run.manifest.breakdown["basis"] for run in (result, exact)]
     assert sizes[0] < 0.75 * sizes[1]
+
+
+def test_tensors_that_the_artifact_keeps_apart_stay_apart_when_a_merge_is_added(tmp_path):
+    """Equal in base and tasks, but an earlier merge treated them differently."""
+    whole = write_family(tmp_path / "one", {"a": (6, 5)}, seed=11)
+    states = {task: load_state(path)["a"] for task, path in whole.tasks.items()}
+    twins = write_states(
+        tmp_path / "two",
+        {name: load_state(whole.base)["a"] for name in ("a", "b")},
+        {task: {"a": values, "b": values.clone()} for task, values in states.items()},
+    )
+    rules = [{"tensors": "b", "density": 0.9}]
+    first = merged(twins, tmp_path / "first", "ties", overrides=rules)
+    added = merged(twins, tmp_path / "added", "iso-c", merge_name="iso", from_artifact=first.path)
+    before, after = deltas_of(first), deltas_of(added, merge="merged")
+    assert not torch.equal(before["a"], before["b"])
+    for name, delta in before.items():
+        assert torch.equal(after[name], delta), name
+
+
+def test_what_a_run_skips_keeps_what_the_artifact_has_of_it(family, tmp_path):
+    first = merged(family, tmp_path / "first", "ties", store_tasks="on")
+    lacking = {task: load_state(path) for task, path in family.tasks.items()}
+    for state in lacking.values():
+        del state["block.weight"]
+    files = write_states(tmp_path / "lacking", load_state(family.base), lacking)
+    compress(
+        family.base,
+        files.tasks,
+        tmp_path / "added",
+        method="iso-c",
+        on_missing="skip",
+        from_artifact=first.path,
+        merge_name="iso",
+    )
+    added = Artifact.open(tmp_path / "added")
+    assert torch.equal(
+        deltas_of(added, merge="merged")["block.weight"], deltas_of(first)["block.weight"]
+    )
+    assert deltas_of(added, task="ant")["block.weight"].any()
+    assert not deltas_of(added)["block.weight"].any()
