@@ -67,6 +67,10 @@ ARTIFACTS: dict[str, dict[str, Any]] = {
         "weighting": "cluster",
     },
 }
+UNMASKED: dict[str, dict[str, Any]] = {
+    "golden-v1-exact": {"model": "golden", "method": "task-arithmetic", "profile": "exact"},
+}
+"""The same of the fine-tunes whole."""
 MERGES = "golden-v1-merges"
 ADDED: list[dict[str, Any]] = [
     {"method": "emr", "merged_dtype": "fp16"},
@@ -154,12 +158,12 @@ def write_artifacts(folder: Path, family: Family, base: Path, *, overwrite: bool
         for task, path in sources.items():
             save_file(family.tasks[task], path)
             save_file(family.masks[task], masks / f"{task}_mask.safetensors")
-        for name, parameters in ARTIFACTS.items():
+        for name, parameters in (ARTIFACTS | UNMASKED).items():
             svd_hybrid.compress(
                 base,
                 sources,
                 folder / name,
-                mask_dir=masks,
+                mask_dir=masks if name in ARTIFACTS else None,
                 overwrite=overwrite,
                 **parameters,
             )
@@ -221,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     write_artifacts(out, family, base, overwrite=arguments.overwrite)
     record = {
         "selections": SELECTIONS | OF_MERGES,
-        "artifacts": {name: digests(out / name, base) for name in (*ARTIFACTS, MERGES)},
+        "artifacts": {name: digests(out / name, base) for name in (*ARTIFACTS, *UNMASKED, MERGES)},
     }
     expected.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(out)

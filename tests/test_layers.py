@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "svd_hybrid"
 LAYERS = [
-    {"errors", "registry", "patterns", "_callable", "_lazy", "faults", "console"},
+    {"errors", "registry", "patterns", "_callable", "_lazy", "faults", "console", "frames"},
     {"numerics"},
     {"codec"},
     {"delta"},

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from svd_hybrid.artifact.layout import SHARD_PATTERN, shard_folder
 from svd_hybrid.artifact.merges import Merge, StoredMerge
 from svd_hybrid.delta.expr import parts_of, weights_of
 from svd_hybrid.delta.serial import expr_from_json
 from svd_hybrid.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from svd_hybrid.artifact.manifest import Manifest, TensorRecord
+    from svd_hybrid.artifact.manifest import Manifest, Span, TensorRecord
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Dtypes that have deltas; as in io.tensors, which needs torch."""
@@ -49,6 +50,10 @@ def _check_lists(manifest: Manifest) -> None:
     paths = [file.path for file in manifest.files]
     _require(paths == sorted(set(paths)), "files are not in ascending order of distinct paths")
     _require(manifest.default_merge in manifest.merges, "default_merge names no merge")
+    if manifest.rebuilt is not None:
+        known = set(manifest.rebuilt.tasks) <= set(manifest.tasks)
+        known = known and set(manifest.rebuilt.merges) <= set(manifest.merges)
+        _require(known, "digests of tasks or merges that are not there")
 
 
 def _check_merge(name: str, merge: Merge, manifest: Manifest) -> None:
@@ -67,6 +72,27 @@ def _check_parts(tensor: TensorRecord, manifest: Manifest) -> None:
             part.codec < len(manifest.codecs),
             f"tensor {tensor.name!r}, part {name!r}: codec {part.codec} is not listed",
         )
+        _require(
+            part.held(len(manifest.tasks)) <= (len(manifest.tasks) if part.stacked else 1)
+            and (part.slices is None or (part.stacked and part.spans is None)),
+            f"tensor {tensor.name!r}, part {name!r}: slices of tasks that are not there",
+        )
+        for span in part.spans or ():
+            _require(
+                _lies_in(span, manifest, shard_folder(name)),
+                f"tensor {tensor.name!r}, part {name!r}: a slice lies in no shard of its folder",
+            )
+
+
+def _lies_in(span: Span, manifest: Manifest, folder: str) -> bool:
+    """Whether a slice is in a shard of that folder, which is large enough for it."""
+    if not span.length:
+        return span.file == 0
+    if span.file >= len(manifest.files):
+        return False
+    file = manifest.files[span.file]
+    known = SHARD_PATTERN.fullmatch(file.path) is not None
+    return known and file.path.startswith(f"{folder}/") and span.offset + span.length < file.bytes
 
 
 def _check_expressions(tensor: TensorRecord, manifest: Manifest) -> None:

@@ -6,11 +6,13 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from svd_hybrid.artifact import layout
-from svd_hybrid.artifact.jsonfile import parse_json
-from svd_hybrid.artifact.manifest import FileRecord, Manifest, manifest_from_json
-from svd_hybrid.errors import ArtifactError, StorageError, UnsafeError
+from svd_hybrid.artifact.jsonfile import canonical_json, parse_json
+from svd_hybrid.artifact.manifest import FileRecord, Manifest, check_path, manifest_from_json
+from svd_hybrid.errors import ArtifactError, StorageError
+from svd_hybrid.frames import decompress_stated
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -45,16 +47,40 @@ def read_manifest(folder: Path) -> Manifest:
         data = path.read_bytes()
     except OSError as error:
         raise StorageError("manifest may not be read", where=str(path)) from error
-    manifest = manifest_from_json(parse_json(data, str(path)), str(path))
+    manifest = manifest_from_json(
+        parse_json(data, str(path)), str(path), lambda record: _read_index(folder, record)
+    )
     try:
         canonical = manifest.to_bytes() == data
     except ValueError:  # a number or a character that no canonical form has: 1e999, half a pair
         canonical = False
     if not canonical:
         raise ArtifactError("manifest is not in canonical form", where=str(path))
-    for record in manifest.files:
-        resolve(folder, record)
     return manifest
+
+
+def _read_index(folder: Path, record: FileRecord) -> Any:
+    """The parsed index, once it is the one the manifest lists, in canonical form."""
+    if record.bytes > layout.MOST_MANIFEST_BYTES:
+        raise ArtifactError(
+            f"index is larger than {layout.MOST_MANIFEST_BYTES} bytes", where=str(folder)
+        )
+    path = check_file(folder, record)
+    try:
+        data = decompress_stated(path.read_bytes(), layout.MOST_INDEX_BYTES)
+    except OSError as error:
+        raise StorageError("index may not be read", where=str(path)) from error
+    except ArtifactError as error:
+        error.where = str(path)
+        raise
+    content = parse_json(data, str(path))
+    try:
+        canonical = canonical_json(content) == data
+    except ValueError:
+        canonical = False
+    if not canonical:
+        raise ArtifactError("index is not in canonical form", where=str(path))
+    return content
 
 
 def resolve(folder: Path, record: FileRecord) -> Path:
@@ -63,11 +89,7 @@ def resolve(folder: Path, record: FileRecord) -> Path:
     Raises:
         UnsafeError: any other path.
     """
-    known = record.path in layout.DOCUMENTS or layout.SHARD_PATTERN.fullmatch(record.path)
-    if not known:
-        raise UnsafeError(
-            f"manifest names a path the format does not know: {record.path!r}", where=str(folder)
-        )
+    check_path(record, str(folder))
     return folder / record.path
 
 

@@ -10,6 +10,7 @@ NEWEST_READABLE = 1
 WRITTEN = 1
 
 MANIFEST = "manifest.json"
+INDEX = "index.json.zst"
 CONFIG = "config.json"
 WEIGHTS = "weights.json"
 CLUSTERS = "clusters.json"
@@ -21,11 +22,22 @@ BASIS, COEFFS, MASKS = "basis", "coeffs", "masks"
 SHARD_FOLDERS = (BASIS, COEFFS, MASKS)
 SHARD_PATTERN = re.compile(r"(basis|coeffs|masks)/([0-9a-f]{64})\.safetensors")
 
+STREAMS = "streams"
+"""The one array of a shard that holds strings of bytes, one after the other."""
+
 SHARD_BYTES = 32 * 2**20
 """A shard is closed once it holds this much; bounds what the writer keeps in memory."""
 
 MOST_MANIFEST_BYTES = 256 * 2**20
+MOST_INDEX_BYTES = 256 * 2**20
+"""Of the index, once it is decompressed."""
+INDEX_LEVEL = 19
 MOST_TASKS = 4096
+
+
+def is_known(path: str) -> bool:
+    """Whether an artifact may hold a file of that path beside its manifest."""
+    return path in (*DOCUMENTS, INDEX) or SHARD_PATTERN.fullmatch(path) is not None
 
 
 def shard_folder(part: str) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from svd_hybrid.artifact.files import check_file, read_manifest
-from svd_hybrid.artifact.layout import SHARD_PATTERN, array_name
-from svd_hybrid.artifact.manifest import Manifest, PartRecord, TensorRecord
+from svd_hybrid.artifact.layout import STREAMS, array_name
+from svd_hybrid.artifact.manifest import FileRecord, Manifest, PartRecord, Span, TensorRecord
+from svd_hybrid.artifact.shards import ArrayInfo, array_shards, read_header
 from svd_hybrid.artifact.writer import EncodedPart
-from svd_hybrid.codec import Codec, codec_from_json
+from svd_hybrid.codec import AnyCodec, StreamCodec, codec_from_json
+from svd_hybrid.codec.streams import decode_slice
 from svd_hybrid.errors import ArtifactError
 
 
@@ -22,18 +25,28 @@ class ArtifactReader:
     Args:
         folder: the directory.
         manifest: its manifest, read and checked.
+
+    Raises:
+        VersionError: it needs a codec this reader lacks.
+        ArtifactError: a part in strings has a codec of arrays, or the other way round.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.codecs: list[Codec] = [codec_from_json(record) for record in manifest.codecs]
+        self.codecs: list[AnyCodec] = [codec_from_json(record) for record in manifest.codecs]
         self._ordinals = {tensor.name: index for index, tensor in enumerate(manifest.tensors)}
-        self._shard_of: dict[str, Any] | None = None
+        self._shards = Shards(folder, manifest)
+        self._last: ArtifactParts | None = None
+        self.keeps_shared = False
+        """Whether decoded shared parts are kept from one selection of a tensor to the next."""
+        for tensor in manifest.tensors:
+            for name, part in tensor.parts.items():
+                self._check_kind(tensor, name, part)
 
     @classmethod
     def open(cls, folder: Path) -> ArtifactReader:
-        """Read the manifest; shards are opened, and their digests checked, on first use.
+        """Read the manifest; each shard is opened, and its digest checked, on first use.
 
         Raises:
             StorageError, ArtifactError, VersionError, UnsafeError: as the manifest deserves.
@@ -47,7 +60,12 @@ class ArtifactReader:
     def parts(self, record: TensorRecord) -> ArtifactParts:
         """Where the parts of a tensor are found."""
         owner = self.owner(record)
-        return ArtifactParts(self, owner, self._ordinals[owner.name])
+        if self._last is None or self._last.record is not owner or not self.keeps_shared:
+            self._last = None  # before anything new is decoded
+            parts = ArtifactParts(self, owner, self._ordinals[owner.name])
+            self._last = parts if self.keeps_shared else None
+            return parts
+        return self._last
 
     def array(self, name: str, task: int | None) -> Tensor:
         """A stored array, or the slice (1, …) of one task.
@@ -55,37 +73,108 @@ class ArtifactReader:
         Raises:
             ArtifactError: a shard is damaged, or none holds the array.
         """
-        shards = self._shards()
-        if name not in shards:
-            raise ArtifactError(f"no shard holds array {name!r}", where=str(self.folder))
+        return self._shards.array(name, task)
+
+    def string(self, span: Span) -> bytes:
+        """The string of one slice.
+
+        Raises:
+            ArtifactError: its shard is damaged, or too short.
+        """
+        return self._shards.string(span)
+
+    def _check_kind(self, tensor: TensorRecord, name: str, part: PartRecord) -> None:
+        codec = self.codecs[part.codec]
+        if isinstance(codec, StreamCodec) != (part.spans is not None):
+            raise ArtifactError(
+                f"part is not stored as codec {codec.name!r} stores one",
+                where=f"tensor {tensor.name!r}, part {name!r} in {self.folder}",
+            )
+
+
+class Shards:
+    """The shards of an artifact, each opened and compared with the manifest when it is needed."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._homes: dict[str, FileRecord] | None = None  # shard of every array
+        self._opened: dict[str, Any] = {}
+        self._streams: dict[str, ArrayInfo] = {}
+
+    def array(self, name: str, task: int | None) -> Tensor:
+        """As `ArtifactReader.array`."""
+        shard = self._open(self._home(name))
         if task is None:
-            whole: Tensor = shards[name].get_tensor(name)
+            whole: Tensor = shard.get_tensor(name)
             return whole
-        view = shards[name].get_slice(name)
+        view = shard.get_slice(name)
         if task >= view.get_shape()[0]:
             raise ArtifactError(f"array {name!r} has no slice {task}", where=str(self.folder))
         part: Tensor = view[task : task + 1]
         return part
 
-    def _shards(self) -> dict[str, Any]:
-        """Array name → open shard; every shard's size and digest are checked here, once."""
-        if self._shard_of is None:
-            shard_of: dict[str, Any] = {}
-            for record in self.manifest.files:
-                if SHARD_PATTERN.fullmatch(record.path):
-                    path = check_file(self.folder, record)
-                    try:
-                        shard = cast("Any", safe_open(path, framework="pt"))
-                    except SafetensorError as error:
-                        raise ArtifactError(
-                            f"shard is no safetensors file: {str(error)[:160]}", where=str(path)
-                        ) from error
-                    for name in shard.keys():  # noqa: SIM118 (safe_open is no mapping)
-                        if name in shard_of:
-                            raise ArtifactError(f"array {name!r} is stored twice", where=str(path))
-                        shard_of[name] = shard
-            self._shard_of = shard_of
-        return self._shard_of
+    def string(self, span: Span) -> bytes:
+        """As `ArtifactReader.string`."""
+        if not span.length:
+            return b""
+        record = self.manifest.files[span.file]
+        path = self.folder / record.path
+        if record.path not in self._streams:
+            check_file(self.folder, record)
+            self._streams[record.path] = _streams_of(path)
+        info = self._streams[record.path]
+        if span.offset + span.length > info.nbytes:
+            raise ArtifactError("shard ends before a string does", where=str(path))
+        with path.open("rb") as file:
+            file.seek(info.begin + span.offset)
+            return file.read(span.length)
+
+    def _home(self, name: str) -> FileRecord:
+        """The shard that holds an array; headers are read here, once, and not yet trusted."""
+        if self._homes is None:
+            homes: dict[str, FileRecord] = {}
+            for record in array_shards(self.manifest):
+                for array in self._names(record):
+                    other = homes.setdefault(array, record)
+                    if other is not record and array != STREAMS:
+                        self._check(other, record)
+                        where = str(self.folder / record.path)
+                        raise ArtifactError(f"array {array!r} is stored twice", where=where)
+            self._homes = homes
+        if name not in self._homes:
+            self._check(*array_shards(self.manifest))
+            raise ArtifactError(f"no shard holds array {name!r}", where=str(self.folder))
+        return self._homes[name]
+
+    def _names(self, record: FileRecord) -> list[str]:
+        try:
+            return list(read_header(self.folder / record.path))
+        except (ArtifactError, OSError):
+            self._check(record)  # says more, where the file is not what was written
+            raise
+
+    def _check(self, *records: FileRecord) -> None:
+        for record in records:
+            check_file(self.folder, record)
+
+    def _open(self, record: FileRecord) -> Any:
+        if record.path not in self._opened:
+            path = check_file(self.folder, record)
+            try:
+                self._opened[record.path] = cast("Any", safe_open(path, framework="pt"))
+            except SafetensorError as error:
+                raise ArtifactError(
+                    f"shard is no safetensors file: {str(error)[:160]}", where=str(path)
+                ) from error
+        return self._opened[record.path]
+
+
+def _streams_of(path: Path) -> ArrayInfo:
+    info = read_header(path).get(STREAMS)
+    if info is None or (info.dtype, len(info.shape)) != ("U8", 1):
+        raise ArtifactError(f"shard has no array {STREAMS!r} of bytes", where=str(path))
+    return info
 
 
 class ArtifactParts:
@@ -95,6 +184,7 @@ class ArtifactParts:
         self.reader = reader
         self.record = record
         self.ordinal = ordinal
+        self._shared: dict[str, Tensor] = {}
 
     def _part(self, part: str) -> PartRecord:
         if part not in self.record.parts:
@@ -116,30 +206,51 @@ class ArtifactParts:
 
     def encoded(self) -> dict[str, EncodedPart]:
         """All parts as they are stored, to be put into another artifact."""
-        stored = {}
-        for name, record in self.record.parts.items():
-            codec = self.reader.codecs[record.codec]
-            slices = len(self.reader.manifest.tasks) if record.stacked else 1
-            arrays = {
-                array: self.reader.array(array_name(self.ordinal, name, array), None)
-                for array in codec.layout((slices, record.rows, record.columns))
-            }
-            stored[name] = EncodedPart(codec, record.rows, record.columns, record.stacked, arrays)
-        return stored
+        return {name: self._encoded(name, record) for name, record in self.record.parts.items()}
+
+    def _encoded(self, name: str, record: PartRecord) -> EncodedPart:
+        codec = self.reader.codecs[record.codec]
+        shape = (record.rows, record.columns)
+        if isinstance(codec, StreamCodec):
+            strings = tuple(self.reader.string(span) for span in record.spans or ())
+            return EncodedPart(codec, *shape, record.stacked, {}, strings)
+        slices = record.held(len(self.reader.manifest.tasks))
+        arrays = {
+            array: self.reader.array(array_name(self.ordinal, name, array), None)
+            for array in codec.layout((slices, *shape))
+        }
+        return EncodedPart(codec, *shape, record.stacked, arrays)
 
     def decode(self, part: str, task: int | None) -> Tensor:
-        """The part (of one task), float32 or bool.
+        """The part (of one task), as its codec gives it; zeros for a task without a slice.
 
         Raises:
-            ArtifactError: stored arrays are missing or not as the format says.
+            ArtifactError: stored arrays or strings are missing or not as the format says.
         """
+        if part in self._shared:
+            return self._shared[part]
+        decoded = self._decode(part, task)
+        if task is None and self.reader.keeps_shared:
+            self._shared[part] = decoded
+        return decoded
+
+    def _decode(self, part: str, task: int | None) -> Tensor:
         record = self._part(part)
         codec = self.reader.codecs[record.codec]
-        shape = (1, record.rows, record.columns)
-        names = codec.layout(shape)
-        arrays = {n: self.reader.array(array_name(self.ordinal, part, n), task) for n in names}
+        shape = (record.rows, record.columns)
+        if task is not None and task >= record.held(len(self.reader.manifest.tasks)):
+            return torch.zeros(shape, dtype=codec.dtype)
         try:
-            return codec.decode(arrays, shape)[0]
+            if isinstance(codec, StreamCodec):
+                assert record.spans is not None  # as __init__ of the reader has checked
+                return decode_slice(codec, self.reader.string(record.spans[task or 0]), shape)
+            names = codec.layout((1, *shape))
+            arrays = {
+                n: self.reader.array(array_name(self.ordinal, part, n), task) for n in names
+            }
+            return codec.decode(arrays, (1, *shape))[0]
         except ArtifactError as error:
-            error.where = f"tensor {self.record.name!r}, part {part!r} in {self.reader.folder}"
+            error.where = (
+                error.where or f"tensor {self.record.name!r}, part {part!r} in {self.reader.folder}"
+            )
             raise

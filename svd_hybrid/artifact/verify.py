@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from svd_hybrid.artifact.files import check_file, foreign_files, read_manifest
+from svd_hybrid.artifact.layout import SHARD_PATTERN
 from svd_hybrid.artifact.manifest import Manifest
+from svd_hybrid.artifact.shards import check_streams, string_bytes
 from svd_hybrid.errors import ArtifactError, BaseMismatchError, SvdhError
 
 
@@ -20,12 +22,16 @@ class VerifyReport:
         files: files whose size and digest were compared.
         tensors: base tensors compared; 0 when no base was given.
         problems: one error per fault; empty when the artifact is whole.
+        slices: parts decoded, slice by slice; 0 unless the check was a deep one.
+        rebuilt: tasks and stored merges rebuilt and compared; 0 unless deep, with a base.
     """
 
     artifact_id: str
     files: int
     tensors: int = 0
     problems: list[SvdhError] = field(default_factory=list)
+    slices: int = 0
+    rebuilt: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -34,6 +40,8 @@ class VerifyReport:
             "artifact_id": self.artifact_id,
             "files_checked": self.files,
             "base_tensors_checked": self.tensors,
+            "slices_decoded": self.slices,
+            "selections_rebuilt": self.rebuilt,
             "problems": [problem.facts() for problem in self.problems],
         }
 
@@ -46,16 +54,19 @@ def verify(folder: Path, base: Path | None = None) -> VerifyReport:
     """
     manifest = read_manifest(folder)
     report = VerifyReport(manifest.artifact_id, len(manifest.files))
+    strings = string_bytes(manifest)
     for record in manifest.files:
         try:
-            check_file(folder, record)
+            path = check_file(folder, record)
+            if SHARD_PATTERN.fullmatch(record.path):
+                check_streams(path, strings.get(record.path, {}))
         except SvdhError as problem:
             report.problems.append(problem)
-    for path in foreign_files(folder, manifest):
+    for foreign in foreign_files(folder, manifest):
         report.problems.append(
             ArtifactError(
                 "file is not part of the artifact",
-                where=str(folder / path),
+                where=str(folder / foreign),
                 fix="move it elsewhere; an artifact is never edited",
             )
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import click
 from svd_hybrid.compress.config import CompressConfig, known_keys
 from svd_hybrid.compress.profiles.params import PROFILE_PARAMS
 from svd_hybrid.console import F
-from svd_hybrid.methods import METHODS, MergeMethod
+from svd_hybrid.methods import METHODS
 
 
 class WordsCommand(click.Command):
@@ -48,10 +48,15 @@ def config_options(command: F) -> F:
     described: list[type[Any]] = [
         CompressConfig,
         METHODS["svd-hybrid"].params,
-        *PROFILE_PARAMS.values(),
+        PROFILE_PARAMS["hybrid"],
     ]
     options = [
-        _config_option(field.name, hints[field.name], field.default, field.metadata["help"])
+        _config_option(
+            field.name,
+            hints[field.name],
+            field.default,
+            field.metadata["help"] + _other_defaults(field.name, field.default),
+        )
         for kind in described
         for hints in [typing.get_type_hints(kind)]
         for field in fields(kind)
@@ -66,27 +71,42 @@ def config_options(command: F) -> F:
     return command
 
 
-def _other_parameters() -> dict[str, list[MergeMethod]]:
-    """Parameters that only other methods than the default one have, with those methods."""
+def _other_defaults(name: str, usual: Any) -> str:
+    """The defaults of profiles that give a parameter of the default profile another one."""
+    others: dict[Any, list[str]] = {}
+    for profile, params in PROFILE_PARAMS.items():
+        for field in fields(params):
+            if field.name == name and field.default != usual:
+                others.setdefault(field.default, []).append(profile)
+    return "".join(f"; {value} for {', '.join(names)}" for value, names in others.items())
+
+
+def _other_parameters() -> dict[str, dict[str, type[Any]]]:
+    """Parameters that only other methods and profiles than the default ones have, by owner."""
     known = known_keys("svd-hybrid", "hybrid")
-    owners: dict[str, list[MergeMethod]] = {}
-    for method in METHODS.values():
-        for field in fields(method.params):
+    described = {method.name: method.params for method in METHODS.values()} | PROFILE_PARAMS
+    owners: dict[str, dict[str, type[Any]]] = {}
+    for owner, params in described.items():
+        for field in fields(params):
             if field.name not in known:
-                owners.setdefault(field.name, []).append(method)
+                owners.setdefault(field.name, {})[owner] = params
     return owners
 
 
-def _common_hint(owners: list[MergeMethod], name: str) -> Any:
-    """The type of a parameter; text where methods differ, which then check it themselves."""
-    hints = [typing.get_type_hints(method.params)[name] for method in owners]
+def _common_hint(owners: Mapping[str, type[Any]], name: str) -> Any:
+    """The type of a parameter; text where owners differ, which then check it themselves."""
+    hints = [typing.get_type_hints(params)[name] for params in owners.values()]
     return hints[0] if all(hint == hints[0] for hint in hints) else str
 
 
-def _owners_help(owners: list[MergeMethod], name: str) -> str:
-    field = next(field for field in fields(owners[0].params) if field.name == name)
-    listed = ", ".join(method.name for method in owners)
-    return f"{field.metadata['help']}; of {listed}"
+def _owners_help(owners: Mapping[str, type[Any]], name: str) -> str:
+    first = next(iter(owners.values()))
+    field = next(field for field in fields(first) if field.name == name)
+    listed = [owner for owner in owners if owner not in PROFILE_PARAMS]
+    profiles = [owner for owner in owners if owner in PROFILE_PARAMS]
+    if profiles:
+        listed.append(f"profile{'s' if len(profiles) > 1 else ''} {', '.join(profiles)}")
+    return f"{field.metadata['help']}; of {', '.join(listed)}"
 
 
 def _config_option(name: str, hint: Any, default: Any, help_text: str) -> Callable[[F], F]:

@@ -20,6 +20,7 @@ class BitmaskCodec:
 
     name: ClassVar[str] = "bitmask"
     version: ClassVar[int] = 1
+    dtype: ClassVar[torch.dtype] = torch.bool
 
     def encode(self, x: Tensor) -> Encoded:
         """`bits` uint8 (…, ceil(n / 8)) for a bool tensor (…, n)."""

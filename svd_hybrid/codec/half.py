@@ -61,6 +61,7 @@ class HalfCodec:
 
     name: ClassVar[str] = "half"
     version: ClassVar[int] = 1
+    dtype: ClassVar[torch.dtype] = torch.float32
 
     def encode(self, x: Tensor) -> Encoded:
         """`values` float16 of the shape of `x`, `exponent` int16 (slices,)."""

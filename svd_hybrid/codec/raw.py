@@ -19,6 +19,7 @@ class RawCodec:
 
     name: ClassVar[str] = "raw"
     version: ClassVar[int] = 1
+    dtype: ClassVar[torch.dtype] = torch.float32
 
     def encode(self, x: Tensor) -> Encoded:
         """One array, `values`, float32, of the shape of `x`."""

@@ -50,6 +50,7 @@ class ResidualAffineCodec:
 
     name: ClassVar[str] = "residual-affine"
     version: ClassVar[int] = 1
+    dtype: ClassVar[torch.dtype] = torch.float32
 
     bits: int
     stages: int = 1

@@ -5,20 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from svd_hybrid.codec.base import Codec
+from svd_hybrid.codec.base import AnyCodec
 from svd_hybrid.codec.bitmask import BitmaskCodec
 from svd_hybrid.codec.half import HalfCodec
 from svd_hybrid.codec.raw import RawCodec
 from svd_hybrid.codec.residual import ResidualAffineCodec
+from svd_hybrid.codec.sign import SignCodec
+from svd_hybrid.codec.sparse_sign import SparseSignCodec
+from svd_hybrid.codec.zstd_affine import ZstdAffineCodec
+from svd_hybrid.codec.zstd_planes import ZstdPlanesCodec
 from svd_hybrid.errors import VersionError
 from svd_hybrid.registry import Registry, did_you_mean
 
-CODECS: Registry[type[Codec]] = Registry(
-    "codec", [RawCodec, HalfCodec, ResidualAffineCodec, BitmaskCodec]
+CODECS: Registry[type[AnyCodec]] = Registry(
+    "codec",
+    [
+        RawCodec,
+        HalfCodec,
+        ResidualAffineCodec,
+        BitmaskCodec,
+        ZstdPlanesCodec,
+        SignCodec,
+        SparseSignCodec,
+        ZstdAffineCodec,
+    ],
 )
 
 
-def codec_from_json(record: Mapping[str, Any]) -> Codec:
+def codec_from_json(record: Mapping[str, Any]) -> AnyCodec:
     """The codec a manifest record names.
 
     Args:
@@ -44,6 +58,6 @@ def codec_from_json(record: Mapping[str, Any]) -> Codec:
     return codec.from_config(config)
 
 
-def codec_to_json(codec: Codec) -> dict[str, Any]:
+def codec_to_json(codec: AnyCodec) -> dict[str, Any]:
     """The manifest record of a codec; `codec_from_json` reads it back."""
     return {"name": codec.name, "version": codec.version, **codec.config()}

@@ -64,7 +64,7 @@ class CompressConfig:
     """
 
     method: str = _option("svd-hybrid", "merge method")
-    profile: str = _option("hybrid", "how the deltas are stored")
+    profile: str = _option("hybrid", "how the deltas are stored: " + ", ".join(PROFILE_PARAMS))
     model: str = _option("", "label of the model, for people; e.g. ViT-B-32")
     weighting: Literal["uniform", "performance", "cluster"] = _option(
         "uniform", "how the tasks are weighted in the merge"
@@ -107,7 +107,7 @@ class CompressConfig:
     )
     out_dtype: Literal["base", "F32", "F16", "BF16"] = _option("base", "dtype of the rebuilt merge")
     eval_reconstruction: bool = _option(
-        True, "decode every tensor while compressing and record the error of every task"
+        True, "decode every tensor while compressing; record error and digest of every task"
     )
     merge_name: str = _option("merged", "name of the merge in the artifact")
     overrides: tuple[Override, ...] = ()
@@ -193,7 +193,18 @@ def _unknown_key(key: str, keys: Mapping[str, Any], method: str, where: str) -> 
             where=where,
             fix="it belongs to " + ", ".join(owners),
         )
+    profiles = [name for name, params in PROFILE_PARAMS.items() if key in _names(params)]
+    if profiles:
+        return UsageError(
+            f"this profile has no parameter {key!r}",
+            where=where,
+            fix="it belongs to profile " + ", ".join(profiles),
+        )
     return UsageError(f"unknown key {key!r}", where=where, fix=did_you_mean(key, keys))
+
+
+def _names(params: type[Any]) -> set[str]:
+    return {field.name for field in fields(params)}
 
 
 def _overrides(

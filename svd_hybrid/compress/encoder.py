@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +24,17 @@ from svd_hybrid.compress.merging import (
     normalised,
     precise_codec,
 )
+from svd_hybrid.compress.profiles.base import Originals
 from svd_hybrid.compress.stream import FamilyStream, Progress
 from svd_hybrid.compress.tensor import encode_tensor, masked_regions
+from svd_hybrid.delta.evaluate import matrix_shape
 from svd_hybrid.delta.expr import Expr, Scale, Sum, Weighted
 from svd_hybrid.delta.serial import expr_from_json, expr_to_json
 from svd_hybrid.io.family import Stack, is_buffer
 from svd_hybrid.io.tensors import tensor_digest
 from svd_hybrid.methods import METHODS
 from svd_hybrid.methods.base import MergeResult, TensorContext
+from svd_hybrid.reload.rebuild import is_variance
 
 ZERO: Expr = Sum(())
 
@@ -104,6 +108,8 @@ class FamilyEncoder:
         self._prefix = plan.prefix
         carried = plan.carried.manifest.tensors if plan.carried else ()
         self._carried_records = {tensor.name: tensor for tensor in carried}
+        self._base_digests: dict[str, str] = {}
+        self._digests: dict[str, tuple[str | None, ...]] = {}  # of every task, where measured
         self._owners: dict[str, str] = {}  # tensor → the one it is stored under, when not itself
 
     def run(self, progress: Progress | None) -> None:
@@ -111,6 +117,7 @@ class FamilyEncoder:
         infos = self.stream.source.base.infos
         names = sorted(infos)
         digests = {name: tensor_digest(self.stream.source.base.read(name)) for name in names}
+        self._base_digests = digests
         for name, carried in self._carried_records.items():
             check_digest(carried, digests[name], self.stream.source.base.path)
         self._find_twins(names, digests)
@@ -153,6 +160,27 @@ class FamilyEncoder:
             dtype,
         )
 
+    def task_digests(self) -> dict[str, str]:
+        """What the manifest says of single tasks; to be asked for after `run`.
+
+        Left out where a tensor does not fit its dtype; empty when tasks are not coded or measured.
+        """
+        if not (self.plan.encodes_tasks and self.config.eval_reconstruction):
+            return {}
+        infos, found = self.stream.source.base.infos, {}
+        for index, task in enumerate(self.stream.source.task_names):
+            whole = hashlib.sha256()
+            for name in sorted(infos):
+                owner = self._owners.get(name, name)
+                digests = self._digests.get(owner)
+                one = self._base_digests[name] if digests is None else digests[index]
+                if one is None or is_variance(name) != is_variance(owner):
+                    break
+                whole.update(one.encode())
+            else:
+                found[task] = whole.hexdigest()
+        return found
+
     def _find_twins(self, names: list[str], digests: Mapping[str, str]) -> None:
         """Tied tensors: equal in base and every task, under equal settings; stored once."""
         stream = self.stream
@@ -186,13 +214,15 @@ class FamilyEncoder:
         settings = self.stream.settings.of(name)
         mask = self.stream.masks.combined(name) if self.method.takes_masks == "combined" else None
         if self.plan.encodes_tasks:
-            encoded = encode_tensor(stack.deltas, mask, self.config, settings)
+            originals = self._originals(name, stack)
+            encoded = encode_tensor(stack.deltas, mask, self.config, settings, originals)
             parts |= encoded.parts
             task, blend = (
                 None if expr is None else expr_to_json(expr)
                 for expr in (encoded.task, encoded.blend)
             )
             self.diagnostics.add(name, info, encoded)
+            self._digests[name] = tuple(error.sha256 for error in encoded.errors)
         if self.plan.stores_merge and not settings.keep_base:
             merge = self._merge(stack, ctx, mask, blend or task)
             parts |= merge.parts
@@ -202,6 +232,16 @@ class FamilyEncoder:
         self.writer.add_tensor(record, parts, task=task, blend=blend, merges=merges)
         if not _share_memory(parts, stack.deltas):  # the writer keeps parts until a shard is full
             self.stream.source.recycle(stack.deltas)
+
+    def _originals(self, name: str, stack: Stack) -> Originals:
+        matrix = matrix_shape(tuple(stack.base.shape))
+        source = self.stream.source
+
+        def tuned() -> Iterator[Tensor]:
+            return (tensor.reshape(matrix) for tensor in source.tuned(name))
+
+        shape = tuple(stack.base.shape)
+        return Originals(name, shape, stack.base.reshape(matrix), tuple(source.task_names), tuned)
 
     def _carried(
         self, record: TensorRecord

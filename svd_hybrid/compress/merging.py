@@ -17,6 +17,7 @@ from svd_hybrid.compress.tensor import BLOCK_SCALARS, measure_tasks
 from svd_hybrid.delta.evaluate import Mix, TensorParts, evaluate, matrix_shape
 from svd_hybrid.delta.expr import (
     Dense,
+    Exact,
     Expr,
     Flat,
     LowRank,
@@ -68,7 +69,7 @@ class EncodedMerge:
 def form_of(expr: Expr) -> str:
     """The shape of an expression, in a word."""
     match expr:
-        case Dense():
+        case Dense() | Exact():
             return "dense"
         case LowRank():
             return "factors"
@@ -200,7 +201,7 @@ def _scattered(expr: Expr) -> Expr:
     match expr:
         case Dense(name) if name == DENSE:
             return Scattered(f"mask_{DENSE}", expr)
-        case Dense() | LowRank():
+        case Dense() | LowRank() | Exact():
             return expr
         case Masked(mask, inner, inside):
             return Masked(mask, _scattered(inner), inside)

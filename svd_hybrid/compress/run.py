@@ -9,7 +9,7 @@ reader ─► renamed into place
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from svd_hybrid.artifact import layout
 from svd_hybrid.artifact.fingerprint import check_names
 from svd_hybrid.artifact.jsonfile import readable_json
-from svd_hybrid.artifact.manifest import Manifest
+from svd_hybrid.artifact.manifest import Manifest, Rebuilt
 from svd_hybrid.artifact.merges import Merge
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.verify import verify
@@ -33,13 +33,15 @@ from svd_hybrid.compress.statistics import FamilyStatistics
 from svd_hybrid.compress.stream import FamilyStream, Progress
 from svd_hybrid.compress.task_weights import task_weights
 from svd_hybrid.compress.weighting import TaskWeights
+from svd_hybrid.delta.evaluate import BeyondRangeError
 from svd_hybrid.errors import ArtifactError, UsageError, shorten
 from svd_hybrid.io.family import FamilyPolicy, open_family
 from svd_hybrid.io.model_writer import check_free, protect_inputs
-from svd_hybrid.io.reader import file_bytes
+from svd_hybrid.io.reader import CheckpointReader, file_bytes
 from svd_hybrid.io.staging import staged_directory
 from svd_hybrid.methods import METHODS
 from svd_hybrid.numerics.threads import one_thread
+from svd_hybrid.reload.digests import Key, as_record, rebuild_digests, recorded_selections
 
 TOY_BYTES = 2**20
 """Below this an artifact's fixed files outweigh any saving, and nobody expects one."""
@@ -168,7 +170,25 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
             *statistics.notes,
         ]
         merges = {**plan.merges, config.merge_name: encoder.merge(weights.weights)}
-        manifest = finish_artifact(writer, config, merges, source.task_names, weights, diagnostics)
+        manifest = finish_artifact(
+            writer,
+            config,
+            merges,
+            source.task_names,
+            weights,
+            diagnostics,
+            lambda draft: (
+                rebuilt_facts(
+                    ArtifactReader(staging, draft),
+                    source.base,
+                    carried,
+                    encoder.task_digests(),
+                    progress,
+                )
+                if config.eval_reconstruction
+                else None
+            ),
+        )
     sizes = diagnostics.bytes_report(manifest.breakdown)
     return CompressResult(
         request.artifact_dir,
@@ -263,6 +283,40 @@ def _size_notes(sizes: Mapping[str, Any], plan: RunPlan) -> list[str]:
     return [f"the artifact is larger than the checkpoints it replaces{advice}"]
 
 
+def rebuilt_facts(
+    artifact: ArtifactReader,
+    base: CheckpointReader,
+    carried: ArtifactReader | None,
+    tasks: Mapping[str, str],
+    progress: Progress | None,
+) -> Rebuilt:
+    """Digests of what comes back; those of what is carried over, or was measured, are known.
+
+    Args:
+        artifact: its shards are written.
+        base: its base.
+        carried: the artifact it is made from.
+        tasks: digests of the tasks that were coded and measured.
+        progress: called as tensors are rebuilt.
+
+    Raises:
+        ArtifactError: what was written does not decode.
+    """
+    before = carried.manifest.rebuilt if carried else None
+    known: dict[Key, str | ArtifactError] = {("task", n): digest for n, digest in tasks.items()}
+    if carried and before:
+        known |= {("merge", name): digest for name, digest in before.merges.items()}
+        if carried.manifest.holds_tasks:
+            known |= {("task", name): digest for name, digest in before.tasks.items()}
+    selections = recorded_selections(artifact.manifest)
+    wanted = {key: selection for key, selection in selections.items() if key not in known}
+    made = rebuild_digests(artifact, base, wanted, progress)
+    for fault in made.values():
+        if isinstance(fault, ArtifactError) and not isinstance(fault, BeyondRangeError):
+            raise fault
+    return as_record(artifact.manifest, known | made)
+
+
 def finish_artifact(
     writer: ArtifactWriter,
     config: CompressConfig,
@@ -270,6 +324,7 @@ def finish_artifact(
     tasks: list[str],
     weights: TaskWeights,
     diagnostics: Diagnostics,
+    rebuilt: Callable[[Manifest], Rebuilt | None] = lambda _: None,
 ) -> Manifest:
     """Write documents, diagnostics and manifest, and check that all of it reads back.
 
@@ -280,6 +335,7 @@ def finish_artifact(
         tasks: task names in order.
         weights: factor of every task.
         diagnostics: complete.
+        rebuilt: digests of what comes back from a draft of the manifest.
 
     Raises:
         ArtifactError: what was written does not read back.
@@ -298,6 +354,7 @@ def finish_artifact(
         config.merge_name,
         documents,
         lambda breakdown: diagnostics.document(breakdown, by_task, clusters),
+        rebuilt,
     )
     report = verify(writer.folder)
     if report.problems:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.delta.evaluate import matrix_shape
 from svd_hybrid.io.family import Stack
 from svd_hybrid.io.reader import CheckpointReader, file_bytes, open_checkpoint
-from svd_hybrid.reload.rebuild import selected_delta
+from svd_hybrid.reload.rebuild import Rebuilder, selected_delta
 from svd_hybrid.reload.selection import select
 
 
@@ -38,6 +38,12 @@ class DeltaSource(Protocol):
 
     def stack(self, name: str) -> Stack:
         """The base tensor and its deltas."""
+
+    def tuned(self, name: str) -> Iterator[Tensor]:
+        """Every task's tensor in its own dtype, in order; where there are deltas.
+
+        What `stack` counts as unchanged has the base's values here.
+        """
 
     def recycle(self, deltas: Tensor) -> None:
         """Take back a stack that nothing refers to any more; its memory may be used again."""
@@ -87,19 +93,24 @@ class ArtifactSource:
         check_tensor(record, base, self.base.path)
         if not self.has_deltas(name):
             return Stack(base, None)
-        deltas = self._deltas(name)
+        deltas = self._deltas(name, base)
         return Stack(base, deltas, bool(deltas.any()))
+
+    def tuned(self, name: str) -> Iterator[Tensor]:
+        """The tasks' tensors as the artifact gives them back."""
+        for selection in self._tasks:
+            yield Rebuilder(self.artifact, self.base, selection).tensor(name)
 
     def recycle(self, deltas: Tensor) -> None:
         """Nothing to keep: decoding needs fresh memory anyway."""
 
-    def _deltas(self, name: str) -> Tensor:
+    def _deltas(self, name: str, base: Tensor) -> Tensor:
         record = self._records[name]
         wide = torch.float64 if record.dtype == "F64" else torch.float32
         deltas = torch.zeros((len(self.task_names), *record.shape), dtype=wide)
         rows, _ = matrix_shape(record.shape)
         for index, selection in enumerate(self._tasks):
-            delta = selected_delta(self.artifact, record, selection)
+            delta = selected_delta(self.artifact, record, selection, base)
             if delta is not None:
                 deltas[index] = delta.rows(0, rows).to(wide).reshape(record.shape)
         return deltas

@@ -11,14 +11,18 @@ from torch import Tensor
 from svd_hybrid.artifact.writer import EncodedPart
 from svd_hybrid.codec import BitmaskCodec
 from svd_hybrid.compress.config import CompressConfig
-from svd_hybrid.compress.profiles.base import EncodedParts, EncodedStack, encode_part
+from svd_hybrid.compress.profiles.base import EncodedParts, EncodedStack, Originals, encode_part
 from svd_hybrid.compress.profiles.table import PROFILES
 from svd_hybrid.compress.settings import TensorSettings
-from svd_hybrid.delta.evaluate import Mix, evaluate, matrix_shape
+from svd_hybrid.delta.evaluate import ExactRows, Mix, RowSource, evaluate, matrix_shape
 from svd_hybrid.delta.expr import Expr, Flat, Masked, Scale, Scattered, Sum
+from svd_hybrid.errors import UsageError
+from svd_hybrid.io.family import is_buffer
+from svd_hybrid.io.tensors import DTYPE_NAMES, RunningDigest, TensorInfo
 from svd_hybrid.methods import METHODS
 from svd_hybrid.methods.base import MergeMethod, Region
 from svd_hybrid.numerics.metrics import ErrorSums
+from svd_hybrid.reload.rebuild import is_variance, last_step
 
 NOISE_PREFIX = "noise."
 MASK_PART = "mask"
@@ -33,10 +37,13 @@ class TaskError:
     Args:
         stored: sums over the scalars that are stored (those inside the mask, or all).
         whole: sums over every scalar, so what a mask leaves out counts as lost.
+        sha256: `tensor_digest` of the task's tensor as reload gives it; None when that does not
+            fit the dtype of the base, or was not asked for.
     """
 
     stored: ErrorSums
     whole: ErrorSums
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,11 @@ class EncodedTensor:
 
 
 def encode_tensor(
-    deltas: Tensor, mask: Tensor | None, config: CompressConfig, settings: TensorSettings
+    deltas: Tensor,
+    mask: Tensor | None,
+    config: CompressConfig,
+    settings: TensorSettings,
+    originals: Originals | None = None,
 ) -> EncodedTensor:
     """Store the deltas of one tensor as the method and the profile say.
 
@@ -76,7 +87,14 @@ def encode_tensor(
         mask: combined mask of `shape`, bool; None for the whole tensor.
         config: the run's configuration.
         settings: the tensor's parameters.
+        originals: the tensor itself; for digests, and profiles that store the fine-tunes.
+
+    Raises:
+        UsageError: such a profile, and a mask.
     """
+    profile = PROFILES[config.profile]
+    if originals is not None and profile.encode_originals is not None:
+        return _encode_originals(originals, mask, config, settings)
     matrix = matrix_shape(tuple(deltas.shape[1:]))
     stack = deltas.reshape(deltas.shape[0], *matrix)
     mask, regions = masked_regions(mask, METHODS[config.method], settings)
@@ -87,7 +105,7 @@ def encode_tensor(
     blend_terms: list[Expr] = []
     for region in regions:
         selected = mask if mask is None or region.inside else ~mask
-        stored = PROFILES[config.profile].encode(
+        stored = profile.encode(
             stack, selected, settings.profile, "" if region.inside else NOISE_PREFIX
         )
         if stored is None or not stored.parts:  # no change, or one too small to square
@@ -108,8 +126,56 @@ def encode_tensor(
         found.get(True),
         found.get(False),
         mask is not None,
-        measure_tasks(stack, parts, task, stored_mask) if config.eval_reconstruction else (),
+        measure_tasks(stack, parts, task, stored_mask, originals)
+        if config.eval_reconstruction
+        else (),
     )
+
+
+def _encode_originals(
+    originals: Originals,
+    mask: Tensor | None,
+    config: CompressConfig,
+    settings: TensorSettings,
+) -> EncodedTensor:
+    """The fine-tunes of one tensor, whole."""
+    profile = PROFILES[config.profile]
+    assert profile.encode_originals is not None  # as the caller has seen
+    if masked_regions(mask, METHODS[config.method], settings)[0] is not None:
+        raise UsageError(
+            f"profile {profile.name} stores whole tensors, and there are masks",
+            where=f"tensor {originals.name!r}",
+            fix="drop the masks, or choose another profile",
+        )
+    stored = profile.encode_originals(originals, settings.profile)
+    parts = {} if stored is None else stored.parts
+    task = None if stored is None else stored.expr
+    errors: tuple[TaskError, ...] = ()
+    if config.eval_reconstruction:
+        errors = _measure_originals(originals, parts, task)
+    return EncodedTensor(parts, task, None, stored, None, masked=False, errors=errors)
+
+
+def _measure_originals(
+    originals: Originals, parts: Mapping[str, EncodedPart], expr: Expr | None
+) -> tuple[TaskError, ...]:
+    """Decode every task as reload does and compare it with the fine-tune itself."""
+    source, base = EncodedParts(parts), originals.base
+    m, n = base.shape
+    step = max(1, BLOCK_SCALARS // max(n, 1))
+    errors = []
+    for index, tuned in enumerate(originals.tuned()):
+        sums = ErrorSums()
+        rows = None if expr is None else evaluate(expr, source, Mix({index: 1.0}), (m, n), base)
+        digest = _TaskDigest(originals, rows)
+        for start in range(0, m, step):
+            stop = min(start + step, m)
+            delta = tuned[start:stop].to(torch.float64) - base[start:stop].to(torch.float64)
+            rebuilt = torch.zeros_like(delta) if rows is None else rows.rows(start, stop)
+            sums.add(delta, rebuilt)
+            digest.add(start, stop, rebuilt)
+        errors.append(TaskError(sums, sums, digest.sha256))
+    return tuple(errors)
 
 
 def masked_regions(
@@ -151,10 +217,51 @@ def _stored_scalars(mask: Tensor | None, regions: list[Region]) -> Tensor | None
     return mask if regions and regions[0].inside else ~mask if regions else torch.zeros_like(mask)
 
 
+class _TaskDigest:
+    """Digest of one task's tensor, finished as reload finishes it."""
+
+    def __init__(self, originals: Originals, rows: RowSource | None) -> None:
+        self.originals = originals
+        self.unchanged = rows is None
+        self.exact = rows if isinstance(rows, ExactRows) else None
+        self.dtype = originals.base.dtype if self.exact is None else self.exact.dtype
+        self.variance = is_buffer(originals.name) and is_variance(originals.name)
+        self.fits = True
+        self._digest = RunningDigest(TensorInfo(DTYPE_NAMES[self.dtype], originals.shape))
+
+    def add(self, start: int, stop: int, change: Tensor) -> None:
+        """Count the next rows; zeros of their delta change their sign."""
+        if self.exact is not None:
+            block = self.exact.tuned(start, stop)
+        else:
+            base = self.originals.base[start:stop]
+            delta = None if self.unchanged else change
+            block = last_step(base, delta, self.dtype, variance=self.variance)
+        self.fits = self.fits and bool(torch.isfinite(block).all())
+        self._digest.add(block)
+
+    @property
+    def sha256(self) -> str | None:
+        """The digest; None when a scalar does not fit the dtype."""
+        return self._digest.hexdigest() if self.fits else None
+
+
 def measure_tasks(
-    stack: Tensor, parts: Mapping[str, EncodedPart], expr: Expr | None, stored: Tensor | None
+    stack: Tensor,
+    parts: Mapping[str, EncodedPart],
+    expr: Expr | None,
+    stored: Tensor | None,
+    originals: Originals | None = None,
 ) -> tuple[TaskError, ...]:
-    """Decode every task as reload does and compare it with what was given."""
+    """Decode every task as reload does and compare it with what was given.
+
+    Args:
+        stack: (N, m, n), what was given.
+        parts: what is stored.
+        expr: over the names of `parts`; None when nothing is.
+        stored: mask of the scalars that are stored; None for all.
+        originals: the tensor itself; for digests of what comes back.
+    """
     source = EncodedParts(parts)
     _, m, n = stack.shape
     step = max(1, BLOCK_SCALARS // max(n, 1))
@@ -163,14 +270,18 @@ def measure_tasks(
         inside = ErrorSums()
         whole = inside if stored is None else ErrorSums()
         rows = None if expr is None else evaluate(expr, source, Mix({index: 1.0}), (m, n))
+        digest = None if originals is None else _TaskDigest(originals, rows)
         for start in range(0, m, step):
-            block = delta[start : start + step]
-            rebuilt = (
-                torch.zeros_like(block) if rows is None else rows.rows(start, min(start + step, m))
-            )
+            stop = min(start + step, m)
+            block = delta[start:stop]
+            rebuilt = torch.zeros(block.shape, dtype=torch.float64)
+            if rows is not None:
+                rebuilt = rows.rows(start, stop)
             if stored is not None:
                 selected = stored[start : start + step]
                 inside.add(block[selected], rebuilt[selected])
             whole.add(block, rebuilt)
-        errors.append(TaskError(inside, whole))
+            if digest is not None:
+                digest.add(start, stop, rebuilt)
+        errors.append(TaskError(inside, whole, None if digest is None else digest.sha256))
     return tuple(errors)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from svd_hybrid.delta.expr import (
     Dense,
+    Exact,
     Expr,
     Flat,
     LowRank,
@@ -26,8 +27,17 @@ from svd_hybrid.delta.expr import (
     Sum,
     Weighted,
 )
-from svd_hybrid.errors import ArtifactError
+from svd_hybrid.errors import ArtifactError, UsageError
+from svd_hybrid.numerics.bit_patterns import PATTERN_BLOCK, integer_dtype, prediction, restored
 from svd_hybrid.numerics.reproducible import ReproducibleProduct, weighted_sum
+
+EXACT_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""Dtypes of an `Exact`, as the manifest names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,10 @@ class Mix:
         return list(self.weights.values()) == [1.0] and self.total == 1.0
 
 
+class BeyondRangeError(ArtifactError):
+    """A number does not fit the type it is to be rounded to."""
+
+
 class PartSource(Protocol):
     """Where parts come from: an artifact, or the arrays an encoder has just made."""
 
@@ -64,7 +78,7 @@ class PartSource(Protocol):
         """Rows and columns of the part (of one slice, when stacked)."""
 
     def decode(self, part: str, task: int | None) -> Tensor:
-        """The part (rows, columns), float32 or bool; of one task when stacked."""
+        """The part (rows, columns), float32, bool or integers; of one task when stacked."""
 
 
 class TensorParts:
@@ -98,7 +112,13 @@ class RowSource(Protocol):
         """Rows start:stop, float64."""
 
 
-def evaluate(expr: Expr, parts: PartSource, mix: Mix, shape: tuple[int, int]) -> RowSource:
+def evaluate(
+    expr: Expr,
+    parts: PartSource,
+    mix: Mix,
+    shape: tuple[int, int],
+    base: Tensor | None = None,
+) -> RowSource:
     """The delta of one tensor, ready to be read row by row.
 
     Args:
@@ -106,9 +126,14 @@ def evaluate(expr: Expr, parts: PartSource, mix: Mix, shape: tuple[int, int]) ->
         parts: where to find them; each needed one is decoded here, once.
         mix: the tasks and their weights.
         shape: rows and columns of the tensor's matrix view.
+        base: the base tensor as that matrix, in its own dtype; only `Exact` needs it.
+
+    Returns:
+        The delta; an `ExactRows` for an `Exact` of a single task, which can give the task itself.
 
     Raises:
         ArtifactError: a part does not fit the shape the expression needs.
+        UsageError: the base is needed and missing.
     """
     match expr:
         case Dense(part):
@@ -119,42 +144,48 @@ def evaluate(expr: Expr, parts: PartSource, mix: Mix, shape: tuple[int, int]) ->
             fits = factors == (factors[0], shape[0], factors[0], shape[1])
             _expect(fits, f"product of parts {left!r} and {right!r}", factors, shape)
             if parts.is_stacked(left) and parts.is_stacked(right) and not mix.is_task:
-                return _task_by_task(expr, parts, mix, shape)
+                return _task_by_task(expr, parts, mix, shape, base)
             return _ProductRows(
                 ReproducibleProduct(_leaf(parts, left, mix).T, _leaf(parts, right, mix), limbs),
                 _shared_factor(parts, mix, left, right),
             )
+        case Exact(part, dtype):
+            return _exact(part, EXACT_DTYPES[dtype], parts, mix, shape, base)
         case Masked(mask, inner, inside):
             if parts.is_stacked(mask) and not mix.is_task:
-                return _task_by_task(expr, parts, mix, shape)
+                return _task_by_task(expr, parts, mix, shape, base)
             return _MaskedRows(
-                _mask(parts, mask, mix, shape, inside), evaluate(inner, parts, mix, shape)
+                _mask(parts, mask, mix, shape, inside), evaluate(inner, parts, mix, shape, base)
             )
         case Scattered(mask, inner, inside):
             if parts.is_stacked(mask) and not mix.is_task:
-                return _task_by_task(expr, parts, mix, shape)
+                return _task_by_task(expr, parts, mix, shape, base)
             selected = _mask(parts, mask, mix, shape, inside)
             count = int(selected.sum())
-            return _ScatteredRows(selected, evaluate(inner, parts, mix, (count, 1)))
+            return _ScatteredRows(selected, evaluate(inner, parts, mix, (count, 1), base))
         case Flat(inner):
-            return _FlatRows(evaluate(inner, parts, mix, (math.prod(shape), 1)), shape[1])
+            return _FlatRows(evaluate(inner, parts, mix, (math.prod(shape), 1), base), shape[1])
         case Scale(factor, inner):
-            return _ScaledRows(factor, evaluate(inner, parts, mix, shape))
+            return _ScaledRows(factor, evaluate(inner, parts, mix, shape, base))
         case Weighted(weights, inner):
             kept = {task: weight * mix.total for task, weight in enumerate(weights) if weight}
-            return evaluate(inner, parts, Mix(kept), shape) if kept else _SumRows([], shape[1])
+            if not kept:
+                return _SumRows([], shape[1])
+            return evaluate(inner, parts, Mix(kept), shape, base)
         case Sum(terms):
-            return _SumRows([evaluate(term, parts, mix, shape) for term in terms], shape[1])
+            return _SumRows([evaluate(term, parts, mix, shape, base) for term in terms], shape[1])
         case _ as unreachable:
             assert_never(unreachable)
 
 
-def _task_by_task(expr: Expr, parts: PartSource, mix: Mix, shape: tuple[int, int]) -> RowSource:
+def _task_by_task(
+    expr: Expr, parts: PartSource, mix: Mix, shape: tuple[int, int], base: Tensor | None
+) -> RowSource:
     """The weighted sum of an expression's values per task, for products of stacked parts."""
     if not mix.weights:
         raise ArtifactError("an expression has a value per task, but no task was asked for")
     terms: list[RowSource] = [
-        _ScaledRows(weight, evaluate(expr, parts, Mix({task: 1.0}), shape))
+        _ScaledRows(weight, evaluate(expr, parts, Mix({task: 1.0}), shape, base))
         for task, weight in mix.weights.items()
     ]
     return _SumRows(terms, shape[1])
@@ -176,14 +207,15 @@ def _leaf(parts: PartSource, part: str, mix: Mix) -> Tensor:
     terms = ((weight, _numbers(parts, part, task)) for task, weight in mix.weights.items())
     mixed = weighted_sum(terms).to(torch.float32)
     if not bool(torch.isfinite(mixed).all()):
-        raise ArtifactError(f"part {part!r} leaves float32", fix="pass smaller weights")
+        raise BeyondRangeError(f"part {part!r} leaves float32", fix="pass smaller weights")
     return mixed
 
 
 def _numbers(parts: PartSource, part: str, task: int | None) -> Tensor:
     values = parts.decode(part, task)
-    if values.dtype == torch.bool:
-        raise ArtifactError(f"part {part!r} is a mask, used as numbers")
+    if not values.is_floating_point():
+        what = "a mask" if values.dtype == torch.bool else "one of bit patterns"
+        raise ArtifactError(f"part {part!r} is {what}, used as numbers")
     return values
 
 
@@ -198,6 +230,79 @@ def _mask(parts: PartSource, part: str, mix: Mix, shape: tuple[int, int], inside
     if mask.dtype != torch.bool:
         raise ArtifactError(f"part {part!r} is used as a mask but is not one")
     return mask if inside else ~mask
+
+
+def _exact(
+    part: str,
+    dtype: torch.dtype,
+    parts: PartSource,
+    mix: Mix,
+    shape: tuple[int, int],
+    base: Tensor | None,
+) -> RowSource:
+    """One task's own numbers, or the weighted sum of all tasks' differences to the base."""
+    if base is None:
+        raise UsageError(
+            "these deltas are told apart from a base that was not given",
+            fix="pass the base: exact tasks are stored as changes of its bit patterns",
+        )
+    _expect(parts.shape(part) == shape, f"part {part!r}", parts.shape(part), shape)
+    _expect(tuple(base.shape) == shape, f"base of part {part!r}", tuple(base.shape), shape)
+    if not parts.is_stacked(part):
+        raise ArtifactError(f"part {part!r} holds a task's bit patterns, but is shared")
+    if not mix.weights:
+        raise ArtifactError(f"part {part!r} has a slice per task, but no task was asked for")
+    rows = (ExactRows(_patterns(parts, part, task, dtype), base, dtype) for task in mix.weights)
+    if mix.is_task:
+        return next(rows)
+    weighted = zip(mix.weights.values(), rows, strict=True)
+    return _DenseRows(weighted_sum((w, r.rows(0, shape[0])) for w, r in weighted), 1.0)
+
+
+def _patterns(parts: PartSource, part: str, task: int, dtype: torch.dtype) -> Tensor:
+    values = parts.decode(part, task)
+    if values.dtype != integer_dtype(dtype):
+        raise ArtifactError(f"part {part!r} holds {values.dtype}, used as patterns of {dtype}")
+    return values
+
+
+class ExactRows:
+    """One task of an `Exact`: its numbers, or their difference to the base (a RowSource).
+
+    Args:
+        integers: (m, n), the task's part.
+        base: (m, n), in its own dtype.
+        dtype: of the task.
+    """
+
+    def __init__(self, integers: Tensor, base: Tensor, dtype: torch.dtype) -> None:
+        self.integers = integers.reshape(-1)
+        self.base = base
+        self.dtype = dtype
+        self._block: tuple[int, Tensor] = (-1, torch.empty(0, dtype=dtype))  # the last one made
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """The task minus the base, rounded to float64."""
+        tuned = self.tuned(start, stop).to(torch.float64)
+        return tuned.sub_(self.base[start:stop].to(torch.float64))
+
+    def tuned(self, start: int, stop: int) -> Tensor:
+        """The task's rows, in its dtype, bit for bit."""
+        columns = self.base.shape[1]
+        first, last = start * columns, stop * columns
+        out = torch.empty(last - first, dtype=self.dtype)
+        for block in range(first // PATTERN_BLOCK, -(-last // PATTERN_BLOCK)):
+            begin = block * PATTERN_BLOCK
+            low, high = max(first, begin), min(last, begin + PATTERN_BLOCK)
+            out[low - first : high - first] = self._restored(block)[low - begin : high - begin]
+        return out.reshape(stop - start, columns)
+
+    def _restored(self, block: int) -> Tensor:
+        if self._block[0] != block:
+            where = slice(block * PATTERN_BLOCK, (block + 1) * PATTERN_BLOCK)
+            predicted = prediction(self.base.reshape(-1)[where], self.dtype)
+            self._block = (block, restored(self.integers[where], predicted))
+        return self._block[1]
 
 
 @dataclass(frozen=True, slots=True)

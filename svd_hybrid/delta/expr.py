@@ -33,6 +33,18 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True)
+class Exact:
+    """delta = what the part makes of the base, minus the base.
+
+    The part holds differences of bit patterns (numerics.bit_patterns), so the base must be at hand.
+    A single task is not that sum but the fine-tune's own bits, in `dtype` (F64, F32, F16, BF16).
+    """
+
+    part: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
 class Masked:
     """delta = inner where the mask is True (`inside`) or False (not `inside`), else 0.
 
@@ -83,13 +95,13 @@ class Sum:
     terms: tuple[Expr, ...]
 
 
-Expr: TypeAlias = Dense | LowRank | Masked | Scattered | Flat | Scale | Weighted | Sum
+Expr: TypeAlias = Dense | LowRank | Exact | Masked | Scattered | Flat | Scale | Weighted | Sum
 
 
 def parts_of(expr: Expr) -> Iterator[str]:
     """Names of all parts the expression reads, in order, repeats included."""
     match expr:
-        case Dense(part):
+        case Dense(part) | Exact(part):
             yield part
         case LowRank(left, right):
             yield left
@@ -109,7 +121,7 @@ def parts_of(expr: Expr) -> Iterator[str]:
 def weights_of(expr: Expr) -> Iterator[tuple[float, ...]]:
     """The weights of every `Weighted` in the expression."""
     match expr:
-        case Dense() | LowRank():
+        case Dense() | LowRank() | Exact():
             return
         case Weighted(weights, inner):
             yield weights
@@ -128,6 +140,8 @@ def renamed(expr: Expr, prefix: str) -> Expr:
     match expr:
         case Dense(part):
             return Dense(prefix + part)
+        case Exact(part, dtype):
+            return Exact(prefix + part, dtype)
         case LowRank(left, right, limbs):
             return LowRank(prefix + left, prefix + right, limbs)
         case Masked(mask, inner, inside):

@@ -7,6 +7,7 @@ from typing import Any, assert_never
 
 from svd_hybrid.delta.expr import (
     Dense,
+    Exact,
     Expr,
     Flat,
     LowRank,
@@ -19,7 +20,9 @@ from svd_hybrid.delta.expr import (
 from svd_hybrid.errors import ArtifactError, VersionError
 
 DEEPEST = 16
-KNOWN_OPS = ("dense", "low-rank", "masked", "scattered", "flat", "scale", "weighted", "sum")
+KNOWN_OPS = (
+    *("dense", "low-rank", "exact", "masked", "scattered", "flat", "scale", "weighted", "sum"),
+)
 
 
 def expr_to_json(expr: Expr) -> dict[str, Any]:
@@ -29,6 +32,8 @@ def expr_to_json(expr: Expr) -> dict[str, Any]:
             return {"op": "dense", "part": part}
         case LowRank(left, right, limbs):
             return {"op": "low-rank", "left": left, "right": right, "limbs": limbs}
+        case Exact(part, dtype):
+            return {"op": "exact", "part": part, "dtype": dtype}
         case Masked(mask, inner, inside):
             return {"op": "masked", "mask": mask, "inside": inside, "inner": expr_to_json(inner)}
         case Scattered(mask, inner, inside):
@@ -57,6 +62,13 @@ def expr_from_json(record: Any, depth: int = 0) -> Expr:
     match record:
         case {"op": "dense", "part": str(part), **rest} if not rest:
             return Dense(part)
+        case {
+            "op": "exact",
+            "part": str(part),
+            "dtype": ("F64" | "F32" | "F16" | "BF16") as dtype,
+            **rest,
+        } if not rest:
+            return Exact(part, dtype)
         case {
             "op": "low-rank",
             "left": str(left),

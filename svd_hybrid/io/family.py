@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 from svd_hybrid.errors import FamilyError, UsageError, shorten
 from svd_hybrid.io.lookup import fold_name
 from svd_hybrid.io.reader import CheckpointReader, file_bytes, open_checkpoint
-from svd_hybrid.io.tensors import DTYPES, TensorInfo
+from svd_hybrid.io.tensors import DTYPES, TensorInfo, info_of, raw_bytes
 
 BUFFER_SUFFIXES = ("running_mean", "running_var")
 MOST_CHARACTERS = 240
@@ -125,12 +125,23 @@ class Family:
             if name not in reader.infos:  # on_missing=zero
                 deltas[index] = 0
                 continue
-            tuned = reader.read(name)
-            if tuned.shape != base.shape:
-                tuned = tuned[tuple(slice(size) for size in base.shape)]
+            tuned = _cropped(reader.read(name), base)
             torch.sub(tuned.to(wide), start, out=deltas[index])
             changed |= self._checked_magnitude(deltas[index], name, task) > 0
         return Stack(base, deltas, changed)
+
+    def tuned(self, name: str) -> Iterator[Tensor]:
+        """Every task's tensor in its own dtype, in order; where there are deltas.
+
+        What `stack` counts as unchanged has the base's values here: tensors a task lacks, under
+        `on_missing=zero`, and entries that are not finite, under `nonfinite=zero`.
+        """
+        base = self.base.read(name)
+        for reader in self.tasks.values():
+            tuned = _cropped(reader.read(name), base) if name in reader.infos else base
+            if self.policy.nonfinite == "zero":
+                tuned = torch.where(torch.isfinite(tuned), tuned, base.to(tuned.dtype))
+            yield tuned
 
     def recycle(self, deltas: Tensor) -> None:
         """Give back a stack that nothing refers to any more; the next one may use its memory.
@@ -152,7 +163,7 @@ class Family:
         for reader in self.tasks.values():
             if (name in reader.infos) != (other in reader.infos):
                 return False
-            if name in reader.infos and not torch.equal(reader.read(name), reader.read(other)):
+            if name in reader.infos and not _same_bits(reader.read(name), reader.read(other)):
                 return False
         return self.has_deltas(name) == self.has_deltas(other)
 
@@ -275,6 +286,18 @@ def _compare(family: Family, task: str, reader: CheckpointReader) -> list[str]:
     elif extra:
         family.notes.append(f"ignored in task {task!r}, not in the base: {shorten(extra)}")
     return problems
+
+
+def _same_bits(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are alike to the sign of a zero."""
+    return info_of(x) == info_of(y) and raw_bytes(x) == raw_bytes(y)
+
+
+def _cropped(tuned: Tensor, base: Tensor) -> Tensor:
+    """The leading rows and columns, as many as the base has (on_shape_mismatch=crop)."""
+    if tuned.shape == base.shape:
+        return tuned
+    return tuned[tuple(slice(size) for size in base.shape)].contiguous()
 
 
 def _croppable(tuned: TensorInfo, base: TensorInfo) -> bool:

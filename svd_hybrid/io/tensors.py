@@ -75,8 +75,26 @@ def tensor_digest(tensor: Tensor) -> str:
     >>> tensor_digest(torch.zeros(2))[:8]
     '870f584a'
     """
-    info = info_of(tensor)
-    digest = hashlib.sha256(f"{info.dtype} {','.join(map(str, info.shape))}\n".encode())
-    if info.count:
-        digest.update(raw_bytes(tensor))
+    digest = RunningDigest(info_of(tensor))
+    digest.add(tensor)
     return digest.hexdigest()
+
+
+class RunningDigest:
+    """`tensor_digest` of a tensor that comes in blocks, in row-major order.
+
+    Args:
+        info: of the whole tensor.
+    """
+
+    def __init__(self, info: TensorInfo) -> None:
+        self._sha256 = hashlib.sha256(f"{info.dtype} {','.join(map(str, info.shape))}\n".encode())
+
+    def add(self, block: Tensor) -> None:
+        """Count the next scalars."""
+        if block.numel():
+            self._sha256.update(raw_bytes(block))
+
+    def hexdigest(self) -> str:
+        """SHA-256 (hex) of what has come so far."""
+        return self._sha256.hexdigest()

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from svd_hybrid.artifact.manifest import TensorRecord
 from svd_hybrid.artifact.merges import LinearMerge
+from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.writer import ArtifactWriter, EncodedPart
 from svd_hybrid.codec import BitmaskCodec, HalfCodec, RawCodec
 from svd_hybrid.compress.config import CompressConfig, known_keys, params_to_json, resolve_config
 from svd_hybrid.compress.config_file import normalise_keys
 from svd_hybrid.compress.diagnostics import Diagnostics
 from svd_hybrid.compress.profiles.base import EncodedStack, encode_part
-from svd_hybrid.compress.run import CompressResult, finish_artifact
+from svd_hybrid.compress.run import CompressResult, finish_artifact, rebuilt_facts
 from svd_hybrid.compress.stream import Progress
 from svd_hybrid.compress.tensor import MASK_PART, NOISE_PREFIX, EncodedTensor
 from svd_hybrid.compress.weighting import TaskWeights
@@ -139,6 +140,7 @@ def run_convert(request: ConvertRequest, progress: Progress | None = None) -> Co
             legacy.tasks,
             task_weights,
             diagnostics,
+            lambda draft: rebuilt_facts(ArtifactReader(staging, draft), base, None, {}, progress),
         )
     return CompressResult(
         request.artifact_dir,
@@ -302,9 +304,10 @@ def encode_region(region: LegacyRegion, prefix: str) -> EncodedStack | None:
 def _exact(x: Tensor) -> EncodedPart:
     """The part without loss: FP16 as FP16 where the codec's exponent allows, else float32."""
     if x.dtype == torch.float16:
-        half = encode_part(HalfCodec(), x)
+        codec = HalfCodec()
+        half = encode_part(codec, x)
         shape = (x.shape[0] if half.stacked else 1, half.rows, half.columns)
-        if torch.equal(half.codec.decode(half.arrays, shape).reshape(x.shape), x.to(torch.float32)):
+        if torch.equal(codec.decode(half.arrays, shape).reshape(x.shape), x.to(torch.float32)):
             return half
     return encode_part(RawCodec(), x)
 

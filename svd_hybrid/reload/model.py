@@ -11,6 +11,7 @@ from svd_hybrid.artifact.merges import LinearMerge
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.verify import VerifyReport, verify
 from svd_hybrid.io.reader import open_checkpoint
+from svd_hybrid.reload.deep import verify_deep
 from svd_hybrid.reload.rebuild import Rebuilder, delta_tensor
 from svd_hybrid.reload.selection import select
 
@@ -84,15 +85,16 @@ class Artifact:
         """Names and tensors of one task, a weighting or a merge (default), one at a time.
 
         Args:
-            base: the base checkpoint: yields weights in base order and base dtype. Without it,
-                yields the deltas alone, float32, by ascending name.
+            base: the base checkpoint: yields weights in base order and base dtype (an exact task in
+                its own). Without it, yields the deltas alone, float32, by ascending name.
             task: one fine-tune; with `merge`, as that merge gives it back.
             weights: task → weight, every task named; not together with `task`.
             merge: name of a merge; the default one when nothing is given.
             dtype: F64, F32, F16 or BF16 for float weights; None keeps the base's.
 
         Raises:
-            UsageError, UnknownNameError: a selection that does not exist.
+            UsageError, UnknownNameError: a selection that does not exist; or no base, where tasks
+                are stored exactly, as changes of its bits.
             BaseMismatchError: a base tensor is not the one the artifact was made from.
             ArtifactError: stored parts are damaged.
         """
@@ -105,6 +107,15 @@ class Artifact:
         for record in manifest.tensors:
             yield record.name, delta_tensor(self._reader, record, selection)
 
-    def verify(self, base: str | PathLike[str] | None = None) -> VerifyReport:
-        """Compare every file with the manifest and, when given, the base with its fingerprint."""
-        return verify(self.path, None if base is None else Path(base))
+    def verify(
+        self, base: str | PathLike[str] | None = None, *, deep: bool = False
+    ) -> VerifyReport:
+        """Compare every file with the manifest and, when given, the base with its fingerprint.
+
+        Args:
+            base: the base checkpoint.
+            deep: also decode every part and, with a base, rebuild every task and stored merge and
+                compare them with the digests that the writer recorded.
+        """
+        check = verify_deep if deep else verify
+        return check(self.path, None if base is None else Path(base))

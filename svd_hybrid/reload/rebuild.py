@@ -10,9 +10,16 @@ from torch import Tensor
 from svd_hybrid.artifact.fingerprint import check_names, check_tensor
 from svd_hybrid.artifact.manifest import TensorRecord
 from svd_hybrid.artifact.reader import ArtifactReader
-from svd_hybrid.delta.evaluate import RowSource, evaluate, matrix_shape
+from svd_hybrid.delta.evaluate import (
+    BeyondRangeError,
+    ExactRows,
+    RowSource,
+    evaluate,
+    matrix_shape,
+)
+from svd_hybrid.delta.expr import Exact
 from svd_hybrid.delta.serial import expr_from_json
-from svd_hybrid.errors import ArtifactError, UsageError
+from svd_hybrid.errors import UsageError
 from svd_hybrid.io.reader import CheckpointReader
 from svd_hybrid.io.tensors import DTYPES, TensorInfo
 from svd_hybrid.numerics.reproducible import round_once
@@ -53,9 +60,16 @@ class Rebuilder:
     def infos(self) -> dict[str, TensorInfo]:
         """Dtype and shape of every tensor of the result, in base order."""
         return {
-            name: TensorInfo(self.dtype or info.dtype, info.shape) if info.is_float else info
+            name: TensorInfo(self._dtype(name) or info.dtype, info.shape) if info.is_float else info
             for name, info in self.base.infos.items()
         }
+
+    def _dtype(self, name: str) -> str | None:
+        """Dtype of a float tensor of the result: as asked for, else an exact task's own."""
+        if self.dtype is not None:
+            return self.dtype
+        expr = exact_task(self.artifact, self._records[name], self.selection)
+        return None if expr is None else expr.dtype
 
     def stream(self, names: list[str]) -> Iterator[tuple[str, Tensor]]:
         """The named tensors of the result, one at a time."""
@@ -73,30 +87,44 @@ class Rebuilder:
         record = self._records[name]
         base = self.base.read(name)
         check_tensor(record, base, self.base.path)
-        dtype = DTYPES[self.dtype] if self.dtype and base.is_floating_point() else base.dtype
-        delta = selected_delta(self.artifact, record, self.selection)
+        rebuilt = self.rebuild(record, base)
+        return base.clone() if rebuilt is base else rebuilt
+
+    def rebuild(self, record: TensorRecord, base: Tensor) -> Tensor:
+        """One tensor of the result, from a base tensor that was checked; that itself if unchanged.
+
+        Raises:
+            ArtifactError, UsageError: as `tensor`.
+        """
+        name = record.name
+        wanted = self._dtype(name) if base.is_floating_point() else None
+        dtype = DTYPES[wanted] if wanted else base.dtype
+        delta = selected_delta(self.artifact, record, self.selection, base)
         if delta is None and dtype == base.dtype:
-            return base.clone()
+            return base
+        exact = exact_task(self.artifact, record, self.selection) is not None
         rows, columns = matrix_shape(record.shape)
         start = base.reshape(rows, columns)
         out = torch.empty((rows, columns), dtype=dtype)
         step = max(1, BLOCK_SCALARS // max(columns, 1))
         for first in range(0, rows, step):
             last = min(first + step, rows)
-            block = start[first:last].to(torch.float64)
-            if delta is not None:
-                change = delta.rows(first, last)
-                change.masked_fill_(change == 0, -0.0)  # x + -0.0 is x, to the sign of a zero
-                block = block + change
-                if record.buffer and name.endswith("running_var"):
-                    block.masked_fill_(block < 0, 0.0)  # a variance stays one, for any weights
-            out[first:last] = round_once(block, dtype)
+            if exact and isinstance(delta, ExactRows):
+                tuned = delta.tuned(first, last)
+                same = tuned.dtype == dtype
+                out[first:last] = tuned if same else round_once(tuned.to(torch.float64), dtype)
+                self._check_fits(out[first:last], name)
+                continue
+            change = None if delta is None else delta.rows(first, last)
+            out[first:last] = last_step(
+                start[first:last], change, dtype, variance=record.buffer and is_variance(name)
+            )
             self._check_fits(out[first:last], name)
         return out.reshape(record.shape)
 
     def _check_fits(self, block: Tensor, name: str) -> None:
         if not bool(torch.isfinite(block).all()):
-            fault = ArtifactError if self.dtype is None else UsageError
+            fault = BeyondRangeError if self.dtype is None else UsageError
             raise fault(
                 f"rebuilt tensor does not fit {block.dtype}: it would hold infinity",
                 where=f"tensor {name!r}, {self.selection.label}",
@@ -104,16 +132,61 @@ class Rebuilder:
             )
 
 
-def selected_delta(
+def is_variance(name: str) -> bool:
+    """Whether a buffer of that name may not become negative."""
+    return name.endswith("running_var")
+
+
+def last_step(
+    base: Tensor, change: Tensor | None, dtype: torch.dtype, *, variance: bool
+) -> Tensor:
+    """Base plus delta, rounded once; scalars whose delta is 0 are the base's.
+
+    Args:
+        base: (k, n) float.
+        change: (k, n) float64, the delta, of which zeros change their sign; None for zeros.
+        dtype: of the result.
+        variance: whether negative results are 0.
+    """
+    block = base.to(torch.float64)
+    if change is not None:
+        change.masked_fill_(change == 0, -0.0)  # x + -0.0 is x, to the sign of a zero
+        block = block + change
+        if variance:
+            block.masked_fill_(block < 0, 0.0)  # a variance stays one, for any weights
+    return round_once(block, dtype)
+
+
+def exact_task(
     artifact: ArtifactReader, record: TensorRecord, selection: Selection
+) -> Exact | None:
+    """The expression that gives a single task's tensor itself, if there is one."""
+    mix = selection.buffer_mix if record.buffer else selection.mix
+    if not (selection.is_task and mix.is_task):
+        return None
+    expr = selection.expression(artifact.owner(record))
+    found = None if expr is None else expr_from_json(expr)
+    return found if isinstance(found, Exact) else None
+
+
+def selected_delta(
+    artifact: ArtifactReader,
+    record: TensorRecord,
+    selection: Selection,
+    base: Tensor | None = None,
 ) -> RowSource | None:
-    """The delta of one tensor as a matrix to be read row by row; None where it is zero."""
+    """The delta of one tensor as a matrix to be read row by row; None where it is zero.
+
+    Raises:
+        UsageError: it is an exact one, and no base is given.
+    """
     expr = selection.expression(artifact.owner(record))
     mix = selection.buffer_mix if record.buffer else selection.mix
     if expr is None or not (mix.weights or mix.total):
         return None
     shape = matrix_shape(record.shape)
-    return evaluate(expr_from_json(expr), artifact.parts(record), mix, shape)
+    matrix = None if base is None else base.reshape(shape)
+    return evaluate(expr_from_json(expr), artifact.parts(record), mix, shape, matrix)
 
 
 def delta_tensor(artifact: ArtifactReader, record: TensorRecord, selection: Selection) -> Tensor:

@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from svd_hybrid.artifact.jsonfile import canonical_json
-from svd_hybrid.artifact.manifest import sealed
+from tests.format.families import edit_manifest
 
 TASKS = ("cars", "dtd", "eurosat")
 SVDH = (sys.executable, "-m", "svd_hybrid")
@@ -126,10 +125,7 @@ class Project:
 
     def edit_manifest(self, change: Any) -> None:
         """Change the manifest's record and write it back in canonical form, sealed anew."""
-        path = self.art / "manifest.json"
-        record = json.loads(path.read_bytes())
-        change(record)
-        path.write_bytes(canonical_json(sealed(record)))
+        edit_manifest(self.art, change)
 
     def snapshot(self) -> dict[str, str]:
         """Every path below the folder with a digest of its content."""

@@ -20,6 +20,7 @@ from svd_hybrid.codec import (
     HalfCodec,
     RawCodec,
     ResidualAffineCodec,
+    SignCodec,
     codec_from_json,
     codec_to_json,
     half,
@@ -38,6 +39,8 @@ NUMBER_CODECS: list[Codec] = [
     ResidualAffineCodec(4, 2, 1),
     ResidualAffineCodec(5, 1, 5, "F32"),
     ResidualAffineCodec(3, 5, 64),
+    SignCodec("row"),
+    SignCodec("slice"),
 ]
 
 
@@ -109,7 +112,18 @@ def error_bound(codec: Codec, x: Tensor) -> Tensor:
             ) + underflow(wide)
         case ResidualAffineCodec():
             return affine_bound(codec, wide) + underflow(wide)
+        case SignCodec():
+            return sign_bound(codec, wide) + underflow(wide)
     raise AssertionError(f"no bound is stated for {codec}")
+
+
+def sign_bound(codec: SignCodec, wide: Tensor) -> Tensor:
+    """How far a magnitude lies from the mean of its row or slice, which is stored as FP16 is."""
+    rows = wide.abs() if codec.scale == "row" else wide.abs().flatten(1)
+    mean = rows.mean(-1, keepdim=True)
+    unit = torch.exp2(torch.frexp(mean.flatten(1).amax(1)).exponent.double())
+    rounding = torch.maximum(2.0**-11 * mean, _per_slice(2.0**-25 * unit, mean))
+    return ((rows - mean).abs() + 1.001 * rounding + 2.0**-149).reshape(wide.shape)
 
 
 def underflow(wide: Tensor) -> Tensor:
@@ -261,7 +275,9 @@ def test_configuration_survives_json(codec):
 
 
 def test_the_table_holds_exactly_these_codecs():
-    assert sorted(CODECS) == ["bitmask", "half", "raw", "residual-affine"]
+    arrays = ["bitmask", "half", "raw", "residual-affine", "sign"]
+    strings = ["sparse-sign", "zstd-affine", "zstd-planes"]
+    assert sorted(CODECS) == arrays + strings
 
 
 @pytest.mark.parametrize("codec", [RawCodec(), HalfCodec(), BitmaskCodec(), ResidualAffineCodec(4)])

@@ -23,6 +23,7 @@ from tests.families import (
     write_family,
     write_states,
 )
+from tests.format.families import read_record
 from tests.numerics.oracle import rounded
 
 TASKS = ("ant", "bee", "cat")
@@ -177,7 +178,7 @@ def test_tied_tensors_are_stored_once_and_both_rebuilt(tmp_path):
     family = write_states(tmp_path / "tied", tied(base), {t: tied(s) for t, s in tasks.items()})
     artifact = pack(family, tmp_path / "artifact")
     assert facts_of(artifact)["zz.head.weight"]["alias_of"] == "embed.weight"
-    manifest = json.loads((artifact.path / "manifest.json").read_text())
+    manifest = read_record(artifact.path)
     records = {record["name"]: record for record in manifest["tensors"]}
     assert "parts" not in records["zz.head.weight"]
     for selection in SELECTIONS:

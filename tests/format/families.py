@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import zstandard
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -48,12 +49,29 @@ def compress_family(folder: Path, tasks: list[str], **parameters: Any) -> Path:
     return folder / "artifact"
 
 
+def read_record(artifact: Path) -> dict[str, Any]:
+    """The parsed manifest with its tensors, wherever those are."""
+    record: dict[str, Any] = json.loads((artifact / "manifest.json").read_bytes())
+    index = artifact / "index.json.zst"
+    if index.exists():
+        record |= json.loads(zstandard.decompress(index.read_bytes()))
+    return record
+
+
 def edit_manifest(artifact: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the parsed manifest and write it back in canonical form, sealed anew."""
-    path = artifact / "manifest.json"
-    record = json.loads(path.read_bytes())
+    """Change the parsed manifest and its tensors, and write both back in canonical form, sealed."""
+    record = read_record(artifact)
+    index = artifact / "index.json.zst"
     change(record)
-    path.write_bytes(canonical_json(sealed(record)))
+    if index.exists():
+        content = {key: record.pop(key) for key in ("tensors", "rebuilt") if key in record}
+        data = zstandard.compress(canonical_json(content))
+        index.write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        for file in record["files"]:
+            if file["path"] == "index.json.zst":
+                file |= {"bytes": len(data), "sha256": digest}
+    (artifact / "manifest.json").write_bytes(canonical_json(sealed(record)))
 
 
 def edit_arrays(artifact: Path, folder: str, change: Callable[[Tensors], object]) -> None:

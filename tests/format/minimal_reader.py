@@ -1,4 +1,4 @@
-"""A reader of artifact format version 1, written from FORMAT.md alone with NumPy.
+"""A reader of artifact format version 1, written from FORMAT.md alone with NumPy and zstandard.
 
 It imports nothing of svd_hybrid and is short rather than fast. The test suite compares every bit
 that svd_hybrid rebuilds with what this reader makes of the same artifact.
@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import re
+import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zstandard
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
@@ -26,6 +28,7 @@ SIZES |= {"BOOL": 1}
 STORED = {"F32": "<f4", "F16": "<f2", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
 PATH = re.compile(r"(?:basis|coeffs|masks)/[0-9a-f]{64}\.safetensors")
 DOCUMENTS = {"config.json", "weights.json", "clusters.json", "diagnostics.json", "README.md"}
+INDEX = "index.json.zst"
 
 
 class DamagedError(Exception):
@@ -154,6 +157,12 @@ def decode(codec: Mapping[str, Any], arrays: Arrays, rows: int, columns: int) ->
     if name == "bitmask":
         packed = expect(arrays("bits"), ("U8",), (rows, -(-columns // 8)))
         return unpack(packed, 1, columns).astype(bool)
+    if name == "sign":
+        lead, length = (rows, columns) if codec["scale"] == "row" else (1, rows * columns)
+        negative = unpack(expect(arrays("bits"), ("U8",), (lead, -(-length // 8))), 1, length)
+        scale = expect(arrays("scale"), ("F16",), (lead,)).astype(np.float64)
+        magnitude = to_float32(scale * scale_of(arrays("exponent")))[:, None]
+        return np.where(negative == 1, -magnitude, magnitude).reshape(rows, columns)
     bits, group = codec["bits"], codec["group_size"]
     lead, length = ((rows,), columns) if group else ((), rows * columns)
     size = group or length
@@ -172,6 +181,84 @@ def decode(codec: Mapping[str, Any], arrays: Arrays, rows: int, columns: int) ->
     return to_float32(total).reshape(rows, columns)
 
 
+KINDS = {"bitmask": "?", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
+KINDS |= dict.fromkeys(("raw", "half", "residual-affine", "F32"), "<f4")
+KINDS |= dict.fromkeys(("sign", "sparse-sign", "zstd-affine"), "<f4")
+"""What a codec, or a kind of number, gives."""
+
+
+def unzstd(frame: bytes, size: int | None) -> bytes:
+    """One zstd frame of `size` bytes, or of those it states."""
+    try:
+        stated = zstandard.frame_content_size(frame)
+        require(size is not None or 0 <= stated <= 2**28, "size of the content")
+        most = stated if size is None else size
+        data = zstandard.ZstdDecompressor().decompress(frame, most, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise DamagedError(str(error)) from error
+    require(len(data) == most, "size of the content")
+    return data
+
+
+def decode_string(codec: Mapping[str, Any], string: bytes, shape: tuple[int, int]) -> Array:
+    """One slice of a part in strings."""
+    if codec["name"] == "sparse-sign":
+        return sparse_signs(string, shape)
+    if codec["name"] == "zstd-affine":
+        return zstd_affine(codec["bits"], codec["group_size"], string, shape)
+    dtype = np.dtype(KINDS[codec["number"]])
+    count, bits = shape[0] * shape[1], dtype.itemsize * 8
+    planes = np.frombuffer(unzstd(b"\x28\xb5\x2f\xfd" + string, count * bits // 8), "u1")
+    values = np.zeros(count, f"<u{bits // 8}")
+    for plane in planes.reshape(bits // 8, count):
+        values = values * values.dtype.type(256 % 2**bits) + plane
+    last = values & 1
+    values = values >> 1 | last << 31 if codec["number"] == "F32" else values >> 1 ^ -last
+    return values.view(dtype).reshape(shape)
+
+
+def sparse_signs(string: bytes, shape: tuple[int, int]) -> Array:
+    require(len(string) >= 9, "no header")
+    scale, count, low_bits = struct.unpack("<fIB", string[:9])
+    require(math.isfinite(scale) and 0 < count <= math.prod(shape) and low_bits <= 32, "header")
+    places = [9, 9 + (count + 7) // 8]
+    places.append(places[1] + (count * low_bits + 7) // 8)
+    require(places[2] < len(string), "the string ends early")
+    octets = np.frombuffer(string, "u1")
+    signs = unpack(octets[places[0] : places[1]], 1, count)
+    low = unpack(octets[places[1] : places[2]], low_bits, count) if low_bits else signs * 0
+    values, position, kept, zeros = np.zeros(math.prod(shape), np.float32), -1, 0, 0
+    for bit in np.unpackbits(octets[places[2] :], bitorder="little"):
+        if bit == 0:
+            zeros += 1
+            continue
+        require(kept < count, "too many ones")
+        position += (zeros << low_bits) + int(low[kept]) + 1
+        require(position < values.size, "position outside the slice")
+        values[position] = -scale if signs[kept] else scale
+        kept, zeros = kept + 1, 0
+    require(kept == count and zeros < 8, "unary parts")
+    return values.reshape(shape)
+
+
+def zstd_affine(bits: int, group: int, string: bytes, shape: tuple[int, int]) -> Array:
+    require(len(string) >= 2, "no exponent")
+    scale = scale_of(np.array(struct.unpack("<h", string[:2])[0], "<i2"))
+    size = math.prod(shape)
+    groups, per_byte = -(-size // group), 8 // bits
+    packed = -(-groups * group // per_byte)
+    planes = unzstd(b"\x28\xb5\x2f\xfd" + string[2:], 2 * groups + packed)
+    high, low, codes = (
+        np.frombuffer(planes[a:b], "u1").astype(np.int64)
+        for a, b in ((0, groups), (groups, 2 * groups), (2 * groups, None))
+    )
+    steps = (high * 256 + low).astype("<u2").view("<f2").astype(np.float64)
+    require(bool(np.isfinite(steps).all()), "a step is not finite")
+    digits = codes[:, None] >> (np.arange(per_byte) * bits) & (2**bits - 1)
+    centred = digits.reshape(-1)[:size] - (2 ** (bits - 1) - 1)
+    return to_float32(centred * steps[np.arange(size) // group] * scale).reshape(shape)
+
+
 PARAMETERS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "raw": {},
     "half": {},
@@ -181,6 +268,13 @@ PARAMETERS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "stages": lambda x: type(x) is int and 1 <= x <= 16,
         "group_size": lambda x: type(x) is int and 0 <= x <= 1048576,
         "step": lambda x: x in ("F16", "F32"),
+    },
+    "zstd-planes": {"number": lambda x: x in ("F32", "I16", "I32", "I64")},
+    "sign": {"scale": lambda x: x in ("row", "slice")},
+    "sparse-sign": {},
+    "zstd-affine": {
+        "bits": lambda x: type(x) is int and 2 <= x <= 8,
+        "group_size": lambda x: type(x) is int and 1 <= x <= 1048576,
     },
 }
 
@@ -205,14 +299,16 @@ class Parts:
         read: Callable[[str, int], Array],
         weights: Mapping[int, float],
         shared: float | None = None,
+        base: Entry | None = None,
     ) -> None:
         self.records = records
         self.read = read
+        self.base = base
         self.weights = weights
         self.total = math.fsum(weights.values()) if shared is None else shared
 
     def selecting(self, weights: Mapping[int, float]) -> Parts:
-        return Parts(self.records, self.read, weights)
+        return Parts(self.records, self.read, weights, base=self.base)
 
     def stacked(self, part: str) -> bool:
         require(part in self.records, f"part {part} is not stored")
@@ -229,12 +325,12 @@ class Parts:
         stacked = self.record(part, shape)["stacked"]
         if not stacked:
             values = self.read(part, 0)
-            require(values.dtype != bool, f"part {part} is a mask")
+            require(values.dtype == np.float32, f"part {part} is no part of numbers")
             return values, False
         total = None
         for task in sorted(self.weights):
             values = self.read(part, task)
-            require(values.dtype != bool, f"part {part} is a mask")
+            require(values.dtype == np.float32, f"part {part} is no part of numbers")
             term = values.astype(np.float64) * self.weights[task]
             total = term if total is None else total + term
         require(total is not None, f"part {part} is stacked, but no task is selected")
@@ -250,8 +346,22 @@ class Parts:
         return values == inside
 
 
+    def exact(self, part: str, dtype: Any, task: int, shape: tuple[int, int]) -> Entry:
+        """The tensor of one task."""
+        self.record(part, shape)
+        require(dtype in PATTERNS, "dtype of an exact task")
+        base = self.base
+        require(base is not None, "no base")
+        assert base is not None
+        require(matrix_view(base.shape) == shape, "exact is evaluated for the whole tensor")
+        integers = self.read(part, task)
+        require(integers.dtype.str == f"<i{SIZES[dtype]}", f"part {part} holds other integers")
+        return Entry(dtype, base.shape, restore(integers.reshape(-1), base, dtype))
+
+
 KEYS = {
     "dense": {"part"},
+    "exact": {"part", "dtype"},
     "low-rank": {"left", "right", "limbs"},
     "masked": {"mask", "inside", "inner"},
     "scattered": {"mask", "inside", "inner"},
@@ -286,6 +396,12 @@ def evaluate(node: Any, parts: Parts, shape: tuple[int, int], depth: int = 0) ->
         values, stacked = parts.leaf(node["part"], shape)
         wide = values.astype(np.float64)
         return wide if stacked else wide * parts.total
+    if op == "exact":
+        require(parts.stacked(node["part"]), "an exact part is shared")
+        (task,) = parts.weights
+        tuned = parts.exact(node["part"], node["dtype"], task, shape)
+        assert parts.base is not None
+        return (to_float64(tuned) - to_float64(parts.base)).reshape(shape)
     if op == "low-rank":
         require(type(node["limbs"]) is int and node["limbs"] in (1, 2), "limbs")
         require(node["left"] in parts.records, "left is not stored")
@@ -326,6 +442,8 @@ def evaluate(node: Any, parts: Parts, shape: tuple[int, int], depth: int = 0) ->
 def task_by_task(node: Mapping[str, Any], parts: Parts) -> bool:
     if node["op"] in ("masked", "scattered"):
         return parts.stacked(node["mask"])
+    if node["op"] == "exact":
+        return True
     return node["op"] == "low-rank" and parts.stacked(node["left"]) and parts.stacked(node["right"])
 
 
@@ -364,6 +482,7 @@ class Selection:
     merge: str | None = None
     shared: float | None = None
     dtype: str | None = None
+    task: int | None = None
 
     def expression(self, owner: Mapping[str, Any]) -> Any:
         if self.merge is None:
@@ -386,7 +505,8 @@ def select(
         gains = merges[source].get("task_gains", gains) if source else gains
     if task is not None:
         index = tasks.index(task)
-        return Selection({index: gains[index]}, {index: 1.0}, blend=False, merge=source)
+        gain = {index: gains[index]}
+        return Selection(gain, {index: 1.0}, blend=False, merge=source, task=index)
     if weights is not None:
         require(set(weights) == set(tasks), "weights name other tasks")
         given, scaling = [float(weights[name]) for name in tasks], 1.0
@@ -437,13 +557,26 @@ def to_float64(entry: Entry) -> Array:
 def round_to(x: Array, dtype: str) -> bytes:
     """Each number rounded once to `dtype`, nearest even; refuses what is out of range."""
     require(bool(np.isfinite(x).all()), "result is not finite")
+    rounded = nearest(x, dtype)
+    require(bool(np.isfinite(rounded).all()), f"result is beyond {dtype}")
+    return pack(rounded, dtype)
+
+
+def nearest(x: Array, dtype: str) -> Array:
+    """The nearest numbers of `dtype`, infinite where that is beyond it; float64."""
     if dtype == "F64":
-        return x.astype("<f8").tobytes()
+        return x
     digits, smallest, limit = SIGNIFICAND[dtype]
     exponent = np.maximum(np.frexp(x)[1] - 1, smallest)
     unit = np.ldexp(1.0, exponent - (digits - 1))
     rounded = np.rint(x / unit) * unit  # x / unit and the product are exact
-    require(bool((np.abs(rounded) < 2.0**limit).all()), f"result is beyond {dtype}")
+    return np.where(np.abs(rounded) < 2.0**limit, rounded, np.copysign(np.inf, rounded))
+
+
+def pack(rounded: Array, dtype: str) -> bytes:
+    """Numbers that `dtype` holds, as it holds them."""
+    if dtype == "F64":
+        return rounded.astype("<f8").tobytes()
     if dtype == "F16":
         return rounded.astype("<f2").tobytes()
     narrow = rounded.astype("<f4")
@@ -457,6 +590,36 @@ def last_step(base: Array, delta: Array, dtype: str, *, variance: bool) -> bytes
     if variance:
         y = np.where(y < 0, 0.0, y)
     return round_to(y, dtype)
+
+
+# --- section 9, exact tasks -----------------------------------------------------------------------
+
+PATTERNS = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7}
+"""Dtypes of an exact task, and the bits of their mantissas."""
+
+
+def restore(integers: Array, base: Entry, dtype: str) -> bytes:
+    """The bits of a task, from differences of patterns in the order of the format."""
+    data = base.data if base.dtype == dtype else pack(nearest(to_float64(base), dtype), dtype)
+    bits = SIZES[dtype] * 8
+    patterns = np.frombuffer(data, f"<i{SIZES[dtype]}").copy()
+    largest = 2 ** (bits - 1 - PATTERNS[dtype]) - 1
+    exponents = (patterns >> PATTERNS[dtype]).astype(np.int64) & largest
+    for start in range(0, len(patterns), 2**22):
+        block = slice(start, start + 2**22)
+        order = start + np.argsort(-exponents[block], kind="stable")
+        ranks = flip(patterns[order], bits) + integers[block]
+        patterns[order] = flip(ranks, bits)
+    return patterns.tobytes()
+
+
+def flip(patterns: Array, bits: int) -> Array:
+    """All bits but the sign of negative integers turned round."""
+    return np.where(patterns < 0, patterns ^ patterns.dtype.type(2 ** (bits - 1) - 1), patterns)
+
+
+def matrix_view(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
 
 
 # --- section 12: reading -------------------------------------------------------------------------
@@ -473,30 +636,75 @@ class Artifact:
         require(self.manifest.get("checksum") == seal(self.manifest), "checksum")
         for codec in self.manifest["codecs"]:
             check_codec(codec)
-        self.tensors = self.manifest["tensors"]
+        self.files = self.manifest["files"]
+        self.tensors = self.manifest.get("tensors") or self.read_index()
         names = [tensor["name"] for tensor in self.tensors]
         require(names == sorted(set(names)), "tensors out of order")
         self.ordinals = {name: index for index, name in enumerate(names)}
         for file in self.manifest["files"]:
-            known = file["path"] in DOCUMENTS or PATH.fullmatch(file["path"])
+            known = file["path"] in {INDEX, *DOCUMENTS} or PATH.fullmatch(file["path"])
             require(bool(known), file["path"], UnsafeError)
         self.arrays: dict[str, Entry] = {}
-        for file in self.manifest["files"]:
+        self.streams: dict[int, bytes] = {}
+        for ordinal, file in enumerate(self.files):
             if PATH.fullmatch(file["path"]):
-                self.add_shard(file)
+                self.add_shard(ordinal, file)
+        self.strings = self.find_strings()
 
-    def add_shard(self, file: Mapping[str, Any]) -> None:
+    def read_file(self, file: Mapping[str, Any]) -> bytes:
         data = (self.folder / file["path"]).read_bytes()
         require(len(data) == file["bytes"], f"size of {file['path']}")
         require(hashlib.sha256(data).hexdigest() == file["sha256"], f"content of {file['path']}")
-        for name, entry in read_safetensors(data).items():
+        return data
+
+    def read_index(self) -> Any:
+        found = [file for file in self.files if file["path"] == INDEX]
+        require(len(found) == 1, "no index")
+        record = parse_json(unzstd(self.read_file(found[0]), None))
+        require({"tensors"} <= set(record) <= {"tensors", "rebuilt"}, "fields of the index")
+        self.manifest["rebuilt"] = record.get("rebuilt", {})
+        return record["tensors"]
+
+    def add_shard(self, ordinal: int, file: Mapping[str, Any]) -> None:
+        for name, entry in read_safetensors(self.read_file(file)).items():
+            if name == "streams":
+                require(entry.dtype == "U8" and len(entry.shape) == 1, "streams are bytes")
+                self.streams[ordinal] = entry.data
+                continue
             require(name not in self.arrays, f"array {name} is stored twice")
             self.arrays[name] = entry
+
+    def find_strings(self) -> dict[tuple[int, str, int], bytes]:
+        """The string of every slice, by tensor ordinal, part and slice; section 7."""
+        strings, ends, owners = {}, dict.fromkeys(self.streams, 0), {}
+        for ordinal, tensor in enumerate(self.tensors):
+            for name, part in sorted(tensor.get("parts", {}).items()):
+                for index, length in enumerate(part.get("lengths", [])):
+                    shard = part["shards"][index]
+                    strings[ordinal, name, index] = b""
+                    if length:
+                        require(shard in ends, "a string lies in no shard")
+                        owner = index if part["stacked"] else None
+                        require(owners.setdefault(shard, owner) == owner, "a shard of two tasks")
+                        begin, ends[shard] = ends[shard], ends[shard] + length
+                        strings[ordinal, name, index] = self.streams[shard][begin : ends[shard]]
+        same = all(end == len(self.streams[shard]) for shard, end in ends.items())
+        require(same, "strings do not fill a shard")
+        return strings
 
     def part(self, ordinal: int, part: str, task: int) -> Array:
         """One slice of a part, decoded."""
         record = self.tensors[ordinal]["parts"][part]
+        codec = self.manifest["codecs"][record["codec"]]
+        shape = (record["rows"], record["columns"])
         slices = len(self.manifest["tasks"]) if record["stacked"] else 1
+        slices = len(record.get("lengths", [])) or record.get("slices", slices)
+        if task >= slices:
+            return np.zeros(shape, KINDS[codec.get("number", codec["name"])])
+        if "lengths" in record:
+            string = self.strings[ordinal, part, task]
+            kind = KINDS[codec.get("number", codec["name"])]
+            return decode_string(codec, string, shape) if string else np.zeros(shape, kind)
 
         def array(name: str) -> Array:
             full = f"t{ordinal:05d}.{part}.{name}"
@@ -506,8 +714,7 @@ class Artifact:
             require(entry.shape[:1] == (slices,), f"slices of {full}")
             return np.frombuffer(entry.data, STORED[entry.dtype]).reshape(entry.shape)[task]
 
-        codec = self.manifest["codecs"][record["codec"]]
-        return decode(codec, array, record["rows"], record["columns"])
+        return decode(codec, array, *shape)
 
     def rebuild(
         self, base: Mapping[str, Entry], selection: Selection
@@ -535,13 +742,15 @@ class Artifact:
         dtype = selection.dtype if selection.dtype and base.dtype in FLOATS else base.dtype
         if kept and dtype == base.dtype:
             return base
-        shape = base.shape
-        rows, columns = (
-            (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
-        )
+        rows, columns = matrix_view(base.shape)
         parts = Parts(
-            owner.get("parts", {}), lambda p, t: self.part(ordinal, p, t), weights, shared
+            owner.get("parts", {}), lambda p, t: self.part(ordinal, p, t), weights, shared, base
         )
+        single = selection.task is not None and weights == {selection.task: 1.0}
+        if single and not kept and expression.get("op") == "exact":
+            task = selection.task
+            assert task is not None
+            return parts.exact(expression["part"], expression["dtype"], task, (rows, columns))
         delta = np.zeros(rows * columns)
         if not kept:
             delta = evaluate(expression, parts, (rows, columns)).reshape(-1)

@@ -18,9 +18,10 @@ from svd_hybrid.artifact.jsonfile import canonical_json, readable_json
 from svd_hybrid.artifact.schema import load_schema, schema_path, validate
 from svd_hybrid.cli.app import main
 from svd_hybrid.compress.config import CompressConfig
+from svd_hybrid.compress.profiles.params import PROFILE_PARAMS
 from svd_hybrid.errors import ArtifactError
 from svd_hybrid.methods import METHODS
-from tests.format.families import compress_family, random_delta, write_family
+from tests.format.families import compress_family, random_delta, read_record, write_family
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA_OF = {
@@ -98,7 +99,7 @@ def test_documents_agree_with_the_manifest(artifact):
     def load(name: str) -> Any:
         return json.loads((artifact / name).read_bytes())
 
-    manifest, diagnostics = load(layout.MANIFEST), load(layout.DIAGNOSTICS)
+    manifest, diagnostics = read_record(artifact), load(layout.DIAGNOSTICS)
     merge = manifest["merges"][manifest["default_merge"]]
     once = [1.0] * len(manifest["tasks"])  # a stored merge has no weights; each task counts once
     weights = dict(zip(manifest["tasks"], merge.get("weights", once), strict=True))
@@ -156,6 +157,7 @@ def test_a_stale_configuration_schema_is_noticed(tmp_path, monkeypatch, capsys):
 def test_the_configuration_schema_knows_every_key_and_its_default():
     schema = load_schema("config-v1")
     every = [CompressConfig(method=name).to_json() for name in METHODS]
+    every += [CompressConfig(profile=name).to_json() for name in PROFILE_PARAMS]
     assert set(schema["properties"]) == {"tasks"}.union(*every)
     own = {field.name for field in fields(CompressConfig)} - {"method", "parameters"}
     for key in own:

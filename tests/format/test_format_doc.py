@@ -17,14 +17,15 @@ from torch import Tensor
 from svd_hybrid.artifact import layout
 from svd_hybrid.artifact.manifest import manifest_from_json
 from svd_hybrid.artifact.schema import load_schema, schema_path
-from svd_hybrid.codec import CODECS, codec_from_json, codec_to_json
+from svd_hybrid.codec import CODECS, StreamCodec, codec_from_json, codec_to_json
 from svd_hybrid.codec.half import LARGEST_EXPONENT
 from svd_hybrid.codec.residual import LARGEST_GROUP, MOST_STAGES
-from svd_hybrid.delta.evaluate import Mix, evaluate
+from svd_hybrid.delta.evaluate import ExactRows, Mix, evaluate
 from svd_hybrid.delta.serial import DEEPEST, KNOWN_OPS, expr_from_json
 from svd_hybrid.errors import ArtifactError, BaseMismatchError, UnsafeError, VersionError
 from svd_hybrid.io.family import LARGEST_DELTA
-from svd_hybrid.io.tensors import DTYPES, tensor_digest
+from svd_hybrid.io.tensors import DTYPES, raw_bytes, tensor_digest
+from svd_hybrid.numerics.bit_patterns import PATTERN_BLOCK
 from svd_hybrid.numerics.reproducible import round_once
 from tests.format import minimal_reader
 
@@ -106,6 +107,15 @@ def test_fingerprint_examples(example):
 
 @pytest.mark.parametrize("example", examples("codec"), ids=lambda e: e["codec"]["name"])
 def test_codec_examples(example):
+    if "string" in example:
+        string, shape = bytes.fromhex(example["string"]), (example["rows"], example["columns"])
+        codec = codec_from_json(example["codec"])
+        assert isinstance(codec, StreamCodec)
+        assert codec.decode_slice(string, shape).tolist() == example["values"]
+        minimal_reader.check_codec(example["codec"])
+        theirs = minimal_reader.decode_string(example["codec"], string, shape)
+        assert theirs.tolist() == example["values"]
+        return
     arrays = {
         name: torch.frombuffer(
             bytearray.fromhex(array["hex"]), dtype=DTYPES[array["dtype"]]
@@ -114,6 +124,7 @@ def test_codec_examples(example):
     }
     rows, columns = example["rows"], example["columns"]
     codec = codec_from_json(example["codec"])
+    assert not isinstance(codec, StreamCodec)
     assert codec.decode(arrays, (1, rows, columns))[0].tolist() == example["values"]
     assert {n: tuple(a.shape) for n, a in arrays.items()} == codec.layout((1, rows, columns))
     minimal_reader.check_codec(example["codec"])
@@ -136,6 +147,8 @@ class Listed:
 
     def decode(self, part: str, task: int | None) -> Tensor:
         values = torch.from_numpy(self.parts[part] if task is None else self.parts[part][task])
+        if values.dtype == torch.int64:  # of an exact F32 task
+            return values.to(torch.int32)
         return values if values.dtype == torch.bool else values.to(torch.float32)
 
     @property
@@ -154,13 +167,22 @@ def test_expression_examples(example):
     shared = example.get("shared")
     shape = (example["shape"][0], example["shape"][1])
     expression = expr_from_json(example["expression"])
-    ours = evaluate(expression, parts, Mix(weights, shared), shape).rows(0, shape[0])
-    assert ours.tolist() == example["delta"]
+    data = bytes.fromhex(example.get("base", ""))
+    base = torch.frombuffer(bytearray(data), dtype=torch.float32).reshape(shape) if data else None
+    rows = evaluate(expression, parts, Mix(weights, shared), shape, base)
+    assert rows.rows(0, shape[0]).tolist() == example["delta"]
+    if "task" in example:
+        assert isinstance(rows, ExactRows)
+        assert raw_bytes(rows.tuned(0, shape[0])).hex() == example["task"]
 
     def read(part: str, task: int) -> Any:
         return parts.decode(part, task if parts.is_stacked(part) else None).numpy()
 
-    theirs = minimal_reader.Parts(parts.records, read, weights, shared)
+    entry = minimal_reader.Entry("F32", shape, data)
+    theirs = minimal_reader.Parts(parts.records, read, weights, shared, entry)
+    if "task" in example:
+        part, dtype = example["expression"]["part"], example["expression"]["dtype"]
+        assert theirs.exact(part, dtype, next(iter(weights)), shape).data.hex() == example["task"]
     delta = minimal_reader.evaluate(example["expression"], theirs, shape)
     assert delta.tolist() == example["delta"]
 
@@ -178,7 +200,7 @@ def test_rounding_examples(example):
 
 @pytest.mark.parametrize("name", list(CODECS))
 def test_every_codec_has_its_section(name):
-    assert re.search(rf"^### 8\.\d {name}, version {CODECS[name].version}$", TEXT, re.MULTILINE)
+    assert re.search(rf"^### 8\.\d+ {name}, version {CODECS[name].version}$", TEXT, re.MULTILINE)
     assert any(example["codec"]["name"] == name for example in examples("codec"))
 
 
@@ -188,7 +210,10 @@ def test_every_operation_has_its_row_and_an_example(op):
     assert any(f'"op": "{op}"' in json.dumps(example) for example in examples("expression"))
 
 
-@pytest.mark.parametrize("path", [layout.MANIFEST, *layout.DOCUMENTS, *layout.SHARD_FOLDERS])
+FILES = [layout.MANIFEST, layout.INDEX, *layout.DOCUMENTS, *layout.SHARD_FOLDERS]
+
+
+@pytest.mark.parametrize("path", FILES)
 def test_every_file_is_described(path):
     assert path in TEXT
 
@@ -208,8 +233,10 @@ def test_every_field_of_the_manifest_is_described():
 
 def test_every_limit_is_the_one_in_the_code():
     assert f"| manifest | {layout.MOST_MANIFEST_BYTES // 2**20} MiB |" in TEXT
+    assert f"| index, decompressed | {layout.MOST_INDEX_BYTES // 2**20} MiB |" in TEXT
     assert f"holds {layout.SHARD_BYTES // 2**20} MiB or more" in TEXT
     assert f"| tasks · merges · codecs | {layout.MOST_TASKS} ·" in TEXT
+    assert f"blocks of {PATTERN_BLOCK} scalars" in TEXT
     assert f"more than {DEEPEST} levels below the outermost" in TEXT
     assert f"outside -{LARGEST_EXPONENT} … {LARGEST_EXPONENT}" in TEXT
     assert f"| `stages` | integer 1 … {MOST_STAGES} |" in TEXT

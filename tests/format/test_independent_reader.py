@@ -14,7 +14,13 @@ import svd_hybrid
 from svd_hybrid import Artifact
 from svd_hybrid.io.tensors import info_of
 from tests.format import minimal_reader
-from tests.format.families import Tensors, compress_family, random_delta, write_family
+from tests.format.families import (
+    Tensors,
+    compress_family,
+    random_delta,
+    read_record,
+    write_family,
+)
 
 NAMES = ("alpha", "beta", "gamma", "delta", "epsilon")
 SHAPES: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
@@ -195,7 +201,7 @@ def test_a_product_of_many_directions(tmp_path):
     write_family(tmp_path, base, tasks)
     for limbs, fp16 in ((1, True), (2, False)):
         artifact = compress_family(tmp_path, list(tasks), fp16=fp16, overwrite=True)
-        assert f'"limbs":{limbs}' in (artifact / "manifest.json").read_text()
+        assert f"'limbs': {limbs}" in str(read_record(artifact))
         parts = minimal_reader.Artifact(artifact).tensors[0]["parts"]
         assert max(part["rows"] for part in parts.values()) > 32
         assert_readers_agree(tmp_path, artifact, list(tasks), [{"alpha": 0.3, "beta": -0.2}])

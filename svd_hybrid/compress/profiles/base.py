@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from svd_hybrid.artifact.writer import EncodedPart
-from svd_hybrid.codec import Codec
+from svd_hybrid.codec import AnyCodec, StreamCodec
+from svd_hybrid.codec.streams import decode_slice, encode_slices
 from svd_hybrid.delta.evaluate import Mix, evaluate
 from svd_hybrid.delta.expr import Expr
 
@@ -39,6 +40,25 @@ class EncodedStack:
 
 
 @dataclass(frozen=True, slots=True)
+class Originals:
+    """One tensor as base and fine-tunes have it.
+
+    Args:
+        name: of the tensor.
+        shape: of the tensor.
+        base: (m, n), in its own dtype.
+        tasks: names in order.
+        tuned: gives every task's tensor in order, (m, n) in its own dtype; reads them each time.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    base: Tensor
+    tasks: tuple[str, ...]
+    tuned: Callable[[], Iterator[Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """A named set of codec choices.
 
@@ -47,18 +67,23 @@ class Profile:
         summary: one sentence.
         encode: (stack (N, m, n) float, mask (m, n) bool or None, params, part-name prefix) →
             stored stack, or None when every scalar of the region is zero in every task.
+        encode_originals: takes the place of `encode` in a profile that stores the fine-tunes
+            themselves: (originals, params) → stored stack, or None when all equal the base.
     """
 
     name: str
     summary: str
     encode: Callable[[Tensor, Tensor | None, Any, str], EncodedStack | None]
+    encode_originals: Callable[[Originals, Any], EncodedStack | None] | None = None
 
 
-def encode_part(codec: Codec, x: Tensor) -> EncodedPart:
+def encode_part(codec: AnyCodec, x: Tensor) -> EncodedPart:
     """Encode a shared part (rows, columns) or a stacked one (N, rows, columns)."""
     stacked = x.ndim == 3
     slices = x if stacked else x.unsqueeze(0)
     rows, columns = slices.shape[1:]
+    if isinstance(codec, StreamCodec):
+        return EncodedPart(codec, rows, columns, stacked, {}, encode_slices(codec, slices))
     return EncodedPart(codec, rows, columns, stacked, codec.encode(slices))
 
 
@@ -69,14 +94,19 @@ def join_slices(parts: list[EncodedPart]) -> EncodedPart:
     dtype varies (`zero` of the residual codec) takes the widest.
     """
     arrays = {name: torch.cat([part.arrays[name] for part in parts]) for name in parts[0].arrays}
-    return replace(parts[0], arrays=arrays)
+    strings = tuple(data for part in parts for data in part.strings)
+    return replace(parts[0], arrays=arrays, strings=strings)
 
 
 def decode_part(part: EncodedPart, task: int | None) -> Tensor:
     """What a reader of the artifact will see: (rows, columns), of one task when stacked."""
-    index = task or 0
+    index, shape = task or 0, (part.rows, part.columns)
+    if index >= part.slices:
+        return torch.zeros(shape, dtype=part.codec.dtype)
+    if isinstance(part.codec, StreamCodec):
+        return decode_slice(part.codec, part.strings[index], shape)
     arrays = {name: array[index : index + 1] for name, array in part.arrays.items()}
-    return part.codec.decode(arrays, (1, part.rows, part.columns))[0]
+    return part.codec.decode(arrays, (1, *shape))[0]
 
 
 class EncodedParts:

@@ -77,4 +77,138 @@ class HybridParams:
             )
 
 
-PROFILE_PARAMS: dict[str, type[Any]] = {"hybrid": HybridParams}
+def _parameter(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+def _check_range(params: Any, **limits: tuple[float, float]) -> None:
+    """Refuse a field that is set and outside its limits, both of which are legal."""
+    for name, (low, high) in limits.items():
+        value = getattr(params, name)
+        if value is not None and not low <= value <= high:
+            raise ParameterError(f"{name} is {value}, outside {low}..{high}")
+
+
+LARGEST_GROUP = 2**20
+BITS = "bits of the code of a scalar of a delta, at most 8"
+GROUP_SIZE = "scalars of a row that share a step; 0: a whole tensor"
+DENSE_BELOW = "matrices with fewer scalars are stored number by number, as vectors are"
+PUBLISHED_SMALLEST = 4096
+DENSE = (0, 2**53)
+
+
+@dataclass(frozen=True, slots=True)
+class TvqParams:
+    """Parameters of `tvq`."""
+
+    bits: int = _parameter(4, BITS)
+    group_size: int = _parameter(0, GROUP_SIZE)
+    dense_below: int = _parameter(PUBLISHED_SMALLEST, DENSE_BELOW)
+
+    def __post_init__(self) -> None:
+        _check_range(self, bits=(1, 8), group_size=(0, LARGEST_GROUP), dense_below=DENSE)
+
+
+@dataclass(frozen=True, slots=True)
+class RtvqParams:
+    """Parameters of `rtvq`."""
+
+    base_bits: int = _parameter(3, "bits of a scalar of the tasks' mean, 1..8")
+    offset_bits: int = _parameter(2, "bits of a scalar of a task's offset from the mean, 1..8")
+    error_correction: bool = _parameter(
+        True, "offsets are taken from the mean as it is stored, so they absorb its error"
+    )
+    group_size: int = _parameter(0, GROUP_SIZE)
+    dense_below: int = _parameter(PUBLISHED_SMALLEST, DENSE_BELOW)
+
+    def __post_init__(self) -> None:
+        _check_range(self, base_bits=(1, 8), offset_bits=(1, 8))
+        _check_range(self, group_size=(0, LARGEST_GROUP), dense_below=DENSE)
+
+
+@dataclass(frozen=True, slots=True)
+class BitdeltaParams:
+    """Parameters of `bitdelta`."""
+
+    scale_per: Literal["tensor", "row"] = _parameter(
+        "tensor", "what shares a scale, the mean magnitude; scales are not distilled"
+    )
+    dense_below: int = _parameter(PUBLISHED_SMALLEST, DENSE_BELOW)
+
+    def __post_init__(self) -> None:
+        if self.scale_per not in ("tensor", "row"):
+            raise ParameterError(f"scale_per is {self.scale_per!r}", fix="use tensor or row")
+        _check_range(self, dense_below=DENSE)
+
+
+@dataclass(frozen=True, slots=True)
+class CompeftParams:
+    """Parameters of `compeft`."""
+
+    kept_share: float = _parameter(0.05, "share of a tensor's scalars whose signs are kept, (0, 1]")
+    sign_alpha: float | None = _parameter(
+        None,
+        "a kept scalar is its sign times this times the standard deviation of the delta; "
+        "none: what makes the squared error smallest",
+    )
+    dense_below: int = _parameter(0, DENSE_BELOW)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.kept_share <= 1:
+            raise ParameterError(
+                f"kept_share is {self.kept_share}, outside (0, 1]", fix="pass a share such as 0.05"
+            )
+        _check_range(self, sign_alpha=(2.0**-20, 2.0**20), dense_below=DENSE)
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaComeParams:
+    """Parameters of `delta-come`."""
+
+    code_bpp: float = _parameter(
+        1.0, "bits of codes per scalar of a matrix, without steps and zeros; sets the rank"
+    )
+    rank_share: float | None = _parameter(
+        None, "instead: the share of the singular directions that is kept, (0, 1]"
+    )
+    directions_8bit: int = _parameter(2, "strongest directions, stored with 8 bits")
+    directions_3bit: int = _parameter(32, "next directions, stored with 3 bits; the rest has 2")
+    group_size: int = _parameter(128, GROUP_SIZE)
+    dense_below: int = _parameter(PUBLISHED_SMALLEST, DENSE_BELOW)
+
+    def __post_init__(self) -> None:
+        for name, most in (("code_bpp", 16), ("rank_share", 1)):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= most:
+                raise ParameterError(f"{name} is {value}, outside (0, {most}]")
+        _check_range(self, directions_8bit=(0, 2**31), directions_3bit=(0, 2**31))
+        _check_range(self, group_size=(0, LARGEST_GROUP), dense_below=DENSE)
+
+
+@dataclass(frozen=True, slots=True)
+class FastParams:
+    """Parameters of `fast`."""
+
+    bits: int = _parameter(4, BITS)
+    group_size: int = _parameter(64, "scalars that share a step, 1 and more")
+    dense_below: int = _parameter(PUBLISHED_SMALLEST, DENSE_BELOW)
+
+    def __post_init__(self) -> None:
+        _check_range(self, bits=(2, 8), group_size=(1, LARGEST_GROUP), dense_below=DENSE)
+
+
+@dataclass(frozen=True, slots=True)
+class ExactParams:
+    """Parameters of `exact`: none, for nothing may be lost."""
+
+
+PROFILE_PARAMS: dict[str, type[Any]] = {
+    "hybrid": HybridParams,
+    "tvq": TvqParams,
+    "rtvq": RtvqParams,
+    "bitdelta": BitdeltaParams,
+    "compeft": CompeftParams,
+    "delta-come": DeltaComeParams,
+    "fast": FastParams,
+    "exact": ExactParams,
+}
