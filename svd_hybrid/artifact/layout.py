@@ -15,8 +15,9 @@ CONFIG = "config.json"
 WEIGHTS = "weights.json"
 CLUSTERS = "clusters.json"
 DIAGNOSTICS = "diagnostics.json"
+DIAGNOSTICS_TENSORS = "diagnostics-tensors.json.zst"
 CARD = "README.md"
-DOCUMENTS = (CONFIG, WEIGHTS, CLUSTERS, DIAGNOSTICS, CARD)
+DOCUMENTS = (CONFIG, WEIGHTS, CLUSTERS, DIAGNOSTICS, DIAGNOSTICS_TENSORS, CARD)
 
 BASIS, COEFFS, MASKS = "basis", "coeffs", "masks"
 SHARD_FOLDERS = (BASIS, COEFFS, MASKS)

@@ -36,7 +36,7 @@ from svd_hybrid.frames import compress
 from svd_hybrid.io.safetensors_writer import HEADER_ALIGNMENT, SafetensorsWriter
 from svd_hybrid.io.tensors import info_of
 
-DIAGNOSTICS_UNIT = 1024
+DIAGNOSTICS_UNIT = 64
 """diagnostics.json is filled with spaces to a multiple of this, so it can state its own size."""
 
 COPY_BYTES = 2**20
@@ -151,6 +151,11 @@ class ArtifactWriter:
     def add_alias(self, record: TensorRecord, alias: str) -> None:
         """Store nothing for a tensor that is an earlier one's twin in base and tasks."""
         self._tensors.append(replace(record, alias=alias))
+
+    @property
+    def tensors(self) -> tuple[TensorRecord, ...]:
+        """Records of what was stored so far, in order."""
+        return tuple(self._tensors)
 
     def finish(
         self,

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from svd_hybrid.artifact.merges import Merge
 
 
+ERROR_PARTS = ("relative_error", "shrink", "noise")
+
+
 @click.command(short_help="Show what an artifact holds.")
 @artifact_option
 @click.option("--tensors", "show_tensors", is_flag=True, help="One row per tensor.")
@@ -23,30 +26,18 @@ def inspect(
     artifact_dir: Path, show_tensors: bool, quiet: bool, as_json: bool, debug: bool
 ) -> None:
     """Show tasks, merges, sizes and recorded errors; nothing is decoded or checked."""
+    from svd_hybrid.artifact.diagnostics import read_diagnostics
     from svd_hybrid.artifact.files import directory_bytes, read_manifest
 
     manifest = read_manifest(artifact_dir)
-    facts = _facts(manifest, directory_bytes(artifact_dir), _diagnostics(artifact_dir))
+    diagnostics = read_diagnostics(artifact_dir, manifest)
+    facts = _facts(manifest, directory_bytes(artifact_dir), diagnostics)
     if as_json:
         print_json(facts)
         return
     _print_facts(facts)
     if show_tensors:
         _print_tensors(facts["tensors"])
-
-
-def _diagnostics(folder: Path) -> dict[str, Any]:
-    """diagnostics.json, checked against its schema; empty when there is none."""
-    from svd_hybrid.artifact.jsonfile import parse_json
-    from svd_hybrid.artifact.layout import DIAGNOSTICS
-    from svd_hybrid.artifact.schema import validate
-
-    path = folder / DIAGNOSTICS
-    if not path.is_file():
-        return {}
-    record: dict[str, Any] = parse_json(path.read_bytes(), str(path))
-    validate(record, "diagnostics-v1", str(path))
-    return record
 
 
 def _facts(manifest: Manifest, total: int, diagnostics: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +48,7 @@ def _facts(manifest: Manifest, total: int, diagnostics: dict[str, Any]) -> dict[
         "artifact_id": manifest.artifact_id,
         "profile": manifest.profile,
         "tasks": {
-            task: {"relative_error": errors.get(task, {}).get("relative_error")}
+            task: {part: errors.get(task, {}).get(part) for part in ERROR_PARTS}
             for task in manifest.tasks
         },
         "merges": {name: _merge_facts(manifest, merge) for name, merge in manifest.merges.items()},
@@ -115,13 +106,14 @@ def _print_facts(facts: dict[str, Any]) -> None:
     rows = [
         (
             task,
-            number(error["relative_error"], ".3e"),
+            *(number(error[part], ".3e") for part in ERROR_PARTS),
             *(number(merge["weights"][task]) for merge in merges.values() if merge["weights"]),
         )
         for task, error in facts["tasks"].items()
     ]
     titles = [f"weight in {name}" for name, merge in merges.items() if merge["weights"]]
-    print_table("tasks", ("task", "relative error", *titles), rows, to_stdout=True)
+    header = ("task", "relative error", "lost signal", "noise", *titles)
+    print_table("tasks", header, rows, to_stdout=True)
     print_table(
         "merges",
         ("name", "method", "scaling", "stored as", "single tasks", "default"),

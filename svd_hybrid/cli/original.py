@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from svd_hybrid.artifact.diagnostics import read_diagnostics
+from svd_hybrid.artifact.jsonfile import readable_json
 from svd_hybrid.artifact.layout import CLUSTERS, DIAGNOSTICS, MANIFEST, WEIGHTS
 from svd_hybrid.cli.compress import build_request, compress, print_summary
 from svd_hybrid.cli.options import WordsCommand
@@ -162,8 +164,9 @@ def _merge(
         result = run_compress(replace(request, artifact_dir=artifact_dir), progress)
         run_reload(artifact_dir, request.base, staging / MERGED_MODEL, progress=progress)
         for name in (WEIGHTS, DIAGNOSTICS, CLUSTERS):
-            if (artifact_dir / name).is_file():
+            if (artifact_dir / name).is_file() and name != DIAGNOSTICS:
                 shutil.copyfile(artifact_dir / name, staging / name)
+        (staging / DIAGNOSTICS).write_bytes(readable_json(read_diagnostics(artifact_dir)))
         if kept is None:
             shutil.rmtree(artifact_dir)
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 from svd_hybrid.codec.base import AnyCodec, Codec, Encoded, StreamCodec
 from svd_hybrid.codec.bitmask import BitmaskCodec
 from svd_hybrid.codec.half import HalfCodec
+from svd_hybrid.codec.integers import IntegersCodec
 from svd_hybrid.codec.raw import RawCodec
 from svd_hybrid.codec.residual import ResidualAffineCodec
 from svd_hybrid.codec.sign import SignCodec
@@ -20,6 +21,7 @@ __all__ = [
     "Codec",
     "Encoded",
     "HalfCodec",
+    "IntegersCodec",
     "RawCodec",
     "ResidualAffineCodec",
     "SignCodec",

@@ -8,6 +8,7 @@ from typing import Any
 from svd_hybrid.codec.base import AnyCodec
 from svd_hybrid.codec.bitmask import BitmaskCodec
 from svd_hybrid.codec.half import HalfCodec
+from svd_hybrid.codec.integers import IntegersCodec
 from svd_hybrid.codec.raw import RawCodec
 from svd_hybrid.codec.residual import ResidualAffineCodec
 from svd_hybrid.codec.sign import SignCodec
@@ -24,6 +25,7 @@ CODECS: Registry[type[AnyCodec]] = Registry(
         HalfCodec,
         ResidualAffineCodec,
         BitmaskCodec,
+        IntegersCodec,
         ZstdPlanesCodec,
         SignCodec,
         SparseSignCodec,

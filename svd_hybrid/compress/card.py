@@ -1,28 +1,26 @@
-"""The README.md inside an artifact: what it is and how to use it."""
+"""The README.md inside an artifact: what it is and how to use it; short, for it is in every one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from svd_hybrid.compress.config import CompressConfig
+from svd_hybrid.errors import shorten
+
+MOST_NAMED = 20
+"""Tasks the card lists; the manifest has all of them."""
 
 
-def model_card(config: CompressConfig, weights: Mapping[str, float]) -> str:
+def model_card(config: CompressConfig, tasks: Sequence[str]) -> str:
     """Markdown; holds nothing that changes between equal runs."""
-    rows = "\n".join(
-        f"| {task.replace('|', '&#124;')} | {weight:.6g} |" for task, weight in weights.items()
-    )
     model = f" of {config.model}" if config.model else ""
     return f"""# svdh artifact{model}
 
-A family of fine-tuned models, stored beside its base by svdh (method `{config.method}`, profile
-`{config.profile}`). It holds differences to the base, not the base itself; sizes and measured
-errors are in diagnostics.json, the format in FORMAT.md of the svdh distribution.
+Fine-tunes of one base, stored by svdh (method `{config.method}`, profile `{config.profile}`) as
+differences to it; the base is not included.
 
     svdh verify --artifact-dir THIS [--base-model-path BASE]
     svdh reload --artifact-dir THIS --base-model-path BASE --output-path OUT [--task NAME]
 
-| task | weight in the merge `{config.merge_name}` |
-| --- | --- |
-{rows}
+Tasks: {shorten(list(tasks), MOST_NAMED)}. Weights: weights.json; errors: diagnostics.json.
 """

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from svd_hybrid.artifact.diagnostics import VERSION, error_facts, table_bytes
 from svd_hybrid.artifact.jsonfile import canonical_json
+from svd_hybrid.artifact.manifest import TensorRecord
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.merging import EncodedMerge
 from svd_hybrid.compress.profiles.base import EncodedStack
@@ -15,7 +17,7 @@ from svd_hybrid.compress.tensor import EncodedTensor, TaskError
 from svd_hybrid.io.tensors import TensorInfo
 from svd_hybrid.numerics.metrics import ErrorSums
 
-VERSION = 1
+TASK_DIGITS = 4
 ORIGINAL_CONFIG_KEYS = (
     "energy_threshold",
     "max_rank",
@@ -164,10 +166,9 @@ class Diagnostics:
             "summary": self._summary(breakdown),
             "bytes": self.bytes_report(breakdown),
             "tasks": {
-                task: total.as_json() if self.tasks_measured else {}
+                task: _rounded(total.as_json(), TASK_DIGITS) if self.tasks_measured else {}
                 for task, total in zip(self.tasks, self.totals, strict=True)
             },
-            "per_parameter": self.per_parameter,
             "notes": self.notes,
         }
         if any("merge" in facts for facts in self.per_parameter.values()):
@@ -179,6 +180,16 @@ class Diagnostics:
         if clusters is not None:
             record["cluster_assignments"] = dict(clusters)
         return canonical_json(_rounded(record) | {"task_weights": dict(weights)})
+
+    def table(self, tensors: Sequence[TensorRecord]) -> bytes | None:
+        """The file with what is known of every tensor; None when that is nothing.
+
+        Args:
+            tensors: every tensor of the manifest, in its order.
+        """
+        if not self.per_parameter:
+            return None
+        return table_bytes(self.per_parameter, tensors, self.tasks)
 
     def _summary(self, breakdown: Mapping[str, int]) -> dict[str, Any]:
         stored = [facts for facts in self.per_parameter.values() if "alias_of" not in facts]
@@ -198,13 +209,13 @@ class Diagnostics:
         }
 
 
-def _rounded(value: Any) -> Any:
-    """The same document with floats at 7 significant digits: measurements, not weights."""
+def _rounded(value: Any, digits: int = 7) -> Any:
+    """The same document with floats at some significant digits: measurements, not weights."""
     if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
+        return {key: _rounded(inner, digits) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_rounded(inner) for inner in value]
-    return float(f"{value:.7g}") if isinstance(value, float) else value
+        return [_rounded(inner, digits) for inner in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -251,14 +262,6 @@ def _basis_facts(stored: EncodedStack | None, tasks: int) -> dict[str, Any]:
 
 
 def _error_facts(errors: Sequence[TaskError], tasks: list[str]) -> dict[str, Any]:
-    relative = [error.stored.relative_error for error in errors]
-    known = [value for value in relative if value is not None]
-    return {
-        "reconstruction_errors": {
-            task: error.stored.as_json() for task, error in zip(tasks, errors, strict=True)
-        },
-        "mean_relative_error": statistics.fmean(known) if known else None,
-        "std_relative_error": statistics.pstdev(known) if known else None,
-        "max_relative_error": max(known, default=None),
-        "min_relative_error": min(known, default=None),
-    }
+    return error_facts(
+        {task: error.stored.as_json() for task, error in zip(tasks, errors, strict=True)}
+    )

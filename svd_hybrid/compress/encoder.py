@@ -26,7 +26,7 @@ from svd_hybrid.compress.merging import (
 )
 from svd_hybrid.compress.profiles.base import Originals
 from svd_hybrid.compress.stream import FamilyStream, Progress
-from svd_hybrid.compress.tensor import encode_tensor, masked_regions
+from svd_hybrid.compress.tensor import encode_tensor, masked_regions, tuned
 from svd_hybrid.delta.evaluate import matrix_shape
 from svd_hybrid.delta.expr import Expr, Scale, Sum, Weighted
 from svd_hybrid.delta.serial import expr_from_json, expr_to_json
@@ -215,7 +215,8 @@ class FamilyEncoder:
         mask = self.stream.masks.combined(name) if self.method.takes_masks == "combined" else None
         if self.plan.encodes_tasks:
             originals = self._originals(name, stack)
-            encoded = encode_tensor(stack.deltas, mask, self.config, settings, originals)
+            own = tuned(settings, self.config.profile, name, info.shape)
+            encoded = encode_tensor(stack.deltas, mask, self.config, own, originals)
             parts |= encoded.parts
             task, blend = (
                 None if expr is None else expr_to_json(expr)

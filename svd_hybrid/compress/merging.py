@@ -25,6 +25,7 @@ from svd_hybrid.delta.expr import (
     Scale,
     Scattered,
     Sum,
+    Tucker,
     Weighted,
     parts_of,
     renamed,
@@ -71,7 +72,7 @@ def form_of(expr: Expr) -> str:
     match expr:
         case Dense() | Exact():
             return "dense"
-        case LowRank():
+        case LowRank() | Tucker():
             return "factors"
         case Masked():
             return "masked"
@@ -201,7 +202,7 @@ def _scattered(expr: Expr) -> Expr:
     match expr:
         case Dense(name) if name == DENSE:
             return Scattered(f"mask_{DENSE}", expr)
-        case Dense() | LowRank() | Exact():
+        case Dense() | LowRank() | Tucker() | Exact():
             return expr
         case Masked(mask, inner, inside):
             return Masked(mask, _scattered(inner), inside)

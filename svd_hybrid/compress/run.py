@@ -8,6 +8,7 @@ reader ─► renamed into place
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from svd_hybrid.artifact.merges import Merge
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.verify import verify
 from svd_hybrid.artifact.writer import ArtifactWriter
+from svd_hybrid.compress.allocation import StepSearch
 from svd_hybrid.compress.card import model_card
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.diagnostics import Diagnostics
@@ -130,65 +132,20 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
         StorageError: a path is missing, in the way, or cannot be written.
     """
     wall, cpu = time.monotonic(), time.process_time()
-    config = request.config
-    method = METHODS[config.method]
     _check_paths(request)
     source = _open_source(request)
-    carried = _open_carried(request, source)
-    masks = FamilyMasks.open(request.mask_dir, source, config)
-    weights = task_weights(config, source, request.performance_file, progress)
-    settings = FamilySettings(config, source.task_names, weights.weights, source.base.infos)
-    statistics = FamilyStatistics.open(
-        request.statistics_dir,
-        source.task_names,
-        source.base.infos,
-        method,
-        settings.method_params,
-        config.missing_statistics,
-    )
-    plan = _plan(config, carried, settings, source)
-    diagnostics = Diagnostics(
-        config,
-        source.task_names,
-        file_bytes(source.base),
-        source.bytes_replaced,
-        recovers_tasks=plan.recovers_tasks,
-    )
+    family = _Family.open(request, source, progress)
+    search = family.search(progress)
     with staged_directory(request.artifact_dir, request.overwrite) as staging, one_thread():
-        writer = ArtifactWriter(
-            staging, config.profile, source.task_names, holds_tasks=plan.holds_tasks
-        )
-        stream = FamilyStream(method, source, settings, masks, statistics)
-        encoder = FamilyEncoder(plan, stream, writer, diagnostics)
-        encoder.run(progress)
-        untuned = method.advice and "scaling" not in config.parameters
-        diagnostics.notes += [
-            *([method.advice] if untuned else []),
-            *weights.notes,
-            *source.all_notes(),
-            *masks.notes,
-            *statistics.notes,
-        ]
-        merges = {**plan.merges, config.merge_name: encoder.merge(weights.weights)}
-        manifest = finish_artifact(
-            writer,
-            config,
-            merges,
-            source.task_names,
-            weights,
-            diagnostics,
-            lambda draft: (
-                rebuilt_facts(
-                    ArtifactReader(staging, draft),
-                    source.base,
-                    carried,
-                    encoder.task_digests(),
-                    progress,
-                )
-                if config.eval_reconstruction
-                else None
-            ),
-        )
+        while True:
+            config = search.propose() if search else request.config
+            manifest, diagnostics = family.write(staging, config, progress)
+            size = sum(manifest.breakdown.values())
+            if search is None or search.accepts(size, diagnostics.relative_error):
+                break
+            shutil.rmtree(staging)
+            staging.mkdir()
+    plan, weights = family.plan(config), family.weights
     sizes = diagnostics.bytes_report(manifest.breakdown)
     return CompressResult(
         request.artifact_dir,
@@ -202,6 +159,116 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
         time.monotonic() - wall,
         time.process_time() - cpu,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """Everything a run has read, from which it writes an artifact under one configuration or more.
+
+    Args:
+        source: where deltas come from.
+        carried: the artifact whose content is kept; None for none.
+        masks, weights, statistics: as the user gave them.
+    """
+
+    config: CompressConfig
+    source: DeltaSource
+    carried: ArtifactReader | None
+    masks: FamilyMasks
+    weights: TaskWeights
+    statistics: FamilyStatistics
+
+    @classmethod
+    def open(
+        cls, request: CompressRequest, source: DeltaSource, progress: Progress | None
+    ) -> _Family:
+        """Check and read what stands beside the checkpoints."""
+        config = request.config
+        masks = FamilyMasks.open(request.mask_dir, source, config)
+        weights = task_weights(config, source, request.performance_file, progress)
+        settings = FamilySettings(config, source.task_names, weights.weights, source.base.infos)
+        statistics = FamilyStatistics.open(
+            request.statistics_dir,
+            source.task_names,
+            source.base.infos,
+            METHODS[config.method],
+            settings.method_params,
+            config.missing_statistics,
+        )
+        carried = _open_carried(request, source)
+        return cls(config, source, carried, masks, weights, statistics)
+
+    def settings(self, config: CompressConfig) -> FamilySettings:
+        """Parameters of every tensor."""
+        infos = self.source.base.infos
+        return FamilySettings(config, self.source.task_names, self.weights.weights, infos)
+
+    def stream(self, config: CompressConfig) -> FamilyStream:
+        """Deltas and contexts."""
+        method = METHODS[config.method]
+        settings = self.settings(config)
+        return FamilyStream(method, self.source, settings, self.masks, self.statistics)
+
+    def plan(self, config: CompressConfig) -> RunPlan:
+        """What the artifact will hold."""
+        return _plan(config, self.carried, self.settings(config), self.source)
+
+    def search(self, progress: Progress | None) -> StepSearch | None:
+        """The search for the profile's step; None where there is nothing to find."""
+        params = self.config.profile_params
+        if getattr(params, "step", self) is not None or not self.plan(self.config).encodes_tasks:
+            return None
+        scalars = sum(info.count for info in self.source.base.infos.values())
+        stream = self.stream(self.config)
+        return StepSearch(self.config, stream, self.settings, scalars, progress)
+
+    def write(
+        self, staging: Path, config: CompressConfig, progress: Progress | None
+    ) -> tuple[Manifest, Diagnostics]:
+        """The whole artifact, into an empty directory."""
+        source, plan = self.source, self.plan(config)
+        diagnostics = Diagnostics(
+            config,
+            source.task_names,
+            file_bytes(source.base),
+            source.bytes_replaced,
+            recovers_tasks=plan.recovers_tasks,
+        )
+        writer = ArtifactWriter(
+            staging, config.profile, source.task_names, holds_tasks=plan.holds_tasks
+        )
+        encoder = FamilyEncoder(plan, self.stream(config), writer, diagnostics)
+        encoder.run(progress)
+        method = METHODS[config.method]
+        untuned = method.advice and "scaling" not in config.parameters
+        diagnostics.notes += [
+            *([method.advice] if untuned else []),
+            *self.weights.notes,
+            *source.all_notes(),
+            *self.masks.notes,
+            *self.statistics.notes,
+        ]
+        merges = {**plan.merges, config.merge_name: encoder.merge(self.weights.weights)}
+        manifest = finish_artifact(
+            writer,
+            config,
+            merges,
+            source.task_names,
+            self.weights,
+            diagnostics,
+            lambda draft: (
+                rebuilt_facts(
+                    ArtifactReader(staging, draft),
+                    source.base,
+                    self.carried,
+                    encoder.task_digests(),
+                    progress,
+                )
+                if config.eval_reconstruction
+                else None
+            ),
+        )
+        return manifest, diagnostics
 
 
 def _check_paths(request: CompressRequest) -> None:
@@ -343,12 +410,15 @@ def finish_artifact(
     by_task = dict(zip(tasks, weights.weights, strict=True))
     clusters = None if weights.clusters is None else dict(zip(tasks, weights.clusters, strict=True))
     documents = {
-        layout.CARD: model_card(config, by_task).encode(),
+        layout.CARD: model_card(config, tasks).encode(),
         layout.CONFIG: readable_json(config.to_json() | {"tasks": tasks}),
         layout.WEIGHTS: readable_json(by_task),
     }
     if clusters is not None:
         documents[layout.CLUSTERS] = readable_json(clusters)
+    table = diagnostics.table(writer.tensors)
+    if table is not None:
+        documents[layout.DIAGNOSTICS_TENSORS] = table
     manifest = writer.finish(
         merges,
         config.merge_name,

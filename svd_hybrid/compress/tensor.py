@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -71,6 +71,16 @@ class EncodedTensor:
     def nbytes(self) -> int:
         """Stored bytes of all parts."""
         return sum(part.nbytes for part in self.parts.values())
+
+
+def tuned(
+    settings: TensorSettings, profile: str, name: str, shape: tuple[int, ...]
+) -> TensorSettings:
+    """The settings with the profile's parameters for that kind of tensor."""
+    tune = PROFILES[profile].tune
+    return (
+        settings if tune is None else replace(settings, profile=tune(settings.profile, name, shape))
+    )
 
 
 def encode_tensor(

@@ -25,6 +25,7 @@ from svd_hybrid.delta.expr import (
     Scale,
     Scattered,
     Sum,
+    Tucker,
     Weighted,
 )
 from svd_hybrid.errors import ArtifactError, UsageError
@@ -149,6 +150,10 @@ def evaluate(
                 ReproducibleProduct(_leaf(parts, left, mix).T, _leaf(parts, right, mix), limbs),
                 _shared_factor(parts, mix, left, right),
             )
+        case Tucker(left, core, right):
+            if sum(map(parts.is_stacked, (left, core, right))) > 1 and not mix.is_task:
+                return _task_by_task(expr, parts, mix, shape, base)
+            return _tucker(expr, parts, mix, shape)
         case Exact(part, dtype):
             return _exact(part, EXACT_DTYPES[dtype], parts, mix, shape, base)
         case Masked(mask, inner, inside):
@@ -189,6 +194,20 @@ def _task_by_task(
         for task, weight in mix.weights.items()
     ]
     return _SumRows(terms, shape[1])
+
+
+def _tucker(expr: Tucker, parts: PartSource, mix: Mix, shape: tuple[int, int]) -> RowSource:
+    """Both products, the inner one rounded to float32 as if it were a stored factor."""
+    names = (expr.left, expr.core, expr.right)
+    (p, m), (rows, columns), (q, n) = (parts.shape(name) for name in names)
+    what = "product of parts " + ", ".join(map(repr, names))
+    _expect((rows, columns, m, n) == (p, q, *shape), what, (p, m, rows, columns, q, n), shape)
+    left, core, right = (_leaf(parts, name, mix) for name in names)
+    inner = ReproducibleProduct(core, right, expr.limbs).rows(0, rows).to(torch.float32)
+    if not bool(torch.isfinite(inner).all()):
+        raise ArtifactError(f"{what} leaves float32")
+    product = ReproducibleProduct(left.T, inner, expr.limbs)
+    return _ProductRows(product, _shared_factor(parts, mix, *names))
 
 
 def _expect(fits: bool, what: str, got: tuple[int, ...], want: tuple[int, ...]) -> None:

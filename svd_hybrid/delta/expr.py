@@ -45,6 +45,19 @@ class Exact:
 
 
 @dataclass(frozen=True, slots=True)
+class Tucker:
+    """delta = left.T @ core @ right;  left (p, m), core (p, q), right (q, n).
+
+    `core @ right` is rounded to float32; `limbs` as in ReproducibleProduct, for both products.
+    """
+
+    left: str
+    core: str
+    right: str
+    limbs: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Masked:
     """delta = inner where the mask is True (`inside`) or False (not `inside`), else 0.
 
@@ -95,7 +108,9 @@ class Sum:
     terms: tuple[Expr, ...]
 
 
-Expr: TypeAlias = Dense | LowRank | Exact | Masked | Scattered | Flat | Scale | Weighted | Sum
+Expr: TypeAlias = (
+    Dense | LowRank | Tucker | Exact | Masked | Scattered | Flat | Scale | Weighted | Sum
+)
 
 
 def parts_of(expr: Expr) -> Iterator[str]:
@@ -106,6 +121,8 @@ def parts_of(expr: Expr) -> Iterator[str]:
         case LowRank(left, right):
             yield left
             yield right
+        case Tucker(left, core, right):
+            yield from (left, core, right)
         case Masked(mask, inner) | Scattered(mask, inner):
             yield mask
             yield from parts_of(inner)
@@ -121,7 +138,7 @@ def parts_of(expr: Expr) -> Iterator[str]:
 def weights_of(expr: Expr) -> Iterator[tuple[float, ...]]:
     """The weights of every `Weighted` in the expression."""
     match expr:
-        case Dense() | LowRank() | Exact():
+        case Dense() | LowRank() | Tucker() | Exact():
             return
         case Weighted(weights, inner):
             yield weights
@@ -144,6 +161,8 @@ def renamed(expr: Expr, prefix: str) -> Expr:
             return Exact(prefix + part, dtype)
         case LowRank(left, right, limbs):
             return LowRank(prefix + left, prefix + right, limbs)
+        case Tucker(left, core, right, limbs):
+            return Tucker(prefix + left, prefix + core, prefix + right, limbs)
         case Masked(mask, inner, inside):
             return Masked(prefix + mask, renamed(inner, prefix), inside)
         case Scattered(mask, inner, inside):

@@ -15,13 +15,15 @@ from svd_hybrid.delta.expr import (
     Scale,
     Scattered,
     Sum,
+    Tucker,
     Weighted,
 )
 from svd_hybrid.errors import ArtifactError, VersionError
 
 DEEPEST = 16
 KNOWN_OPS = (
-    *("dense", "low-rank", "exact", "masked", "scattered", "flat", "scale", "weighted", "sum"),
+    *("dense", "low-rank", "tucker", "exact", "masked", "scattered", "flat", "scale"),
+    *("weighted", "sum"),
 )
 
 
@@ -34,6 +36,9 @@ def expr_to_json(expr: Expr) -> dict[str, Any]:
             return {"op": "low-rank", "left": left, "right": right, "limbs": limbs}
         case Exact(part, dtype):
             return {"op": "exact", "part": part, "dtype": dtype}
+        case Tucker(left, core, right, limbs):
+            names = {"left": left, "core": core, "right": right}
+            return {"op": "tucker", **names, "limbs": limbs}
         case Masked(mask, inner, inside):
             return {"op": "masked", "mask": mask, "inside": inside, "inner": expr_to_json(inner)}
         case Scattered(mask, inner, inside):
@@ -77,6 +82,15 @@ def expr_from_json(record: Any, depth: int = 0) -> Expr:
             **rest,
         } if not rest and type(limbs) is int:
             return LowRank(left, right, limbs)
+        case {
+            "op": "tucker",
+            "left": str(left),
+            "core": str(core),
+            "right": str(right),
+            "limbs": (1 | 2) as limbs,
+            **rest,
+        } if not rest and type(limbs) is int:
+            return Tucker(left, core, right, limbs)
         case {
             "op": "masked",
             "mask": str(mask),

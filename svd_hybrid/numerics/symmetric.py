@@ -64,6 +64,19 @@ def eigenvectors(gram: Array, count: int) -> tuple[Tensor, Tensor]:
     return largest, torch.from_numpy(vectors).flip(1)[:, :count]
 
 
+def eigenvalues(gram: Array) -> Tensor:
+    """All eigenvalues of a symmetric matrix, descending, (n,) of the dtype of `gram`.
+
+    Args:
+        gram: (n, n) float32 or float64, lower triangle.
+    """
+    if not len(gram):
+        return torch.from_numpy(gram.reshape(0))
+    with _threads():
+        values = linalg.eigh(gram, driver="evr", eigvals_only=True, check_finite=False)
+    return torch.from_numpy(values).flip(0)
+
+
 def inverse_norm(gram: Array) -> float:
     """Frobenius norm of the inverse of a float32 Gram matrix; infinite when it has none.
 

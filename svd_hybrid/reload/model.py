@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from svd_hybrid.artifact.diagnostics import read_diagnostics
 from svd_hybrid.artifact.merges import LinearMerge
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.verify import VerifyReport, verify
@@ -106,6 +107,14 @@ class Artifact:
             return
         for record in manifest.tensors:
             yield record.name, delta_tensor(self._reader, record, selection)
+
+    def diagnostics(self) -> dict[str, Any]:
+        """What compress measured: diagnostics.json with `per_parameter`; empty without one.
+
+        Raises:
+            ArtifactError: its files are damaged.
+        """
+        return read_diagnostics(self.path, self._reader.manifest)
 
     def verify(
         self, base: str | PathLike[str] | None = None, *, deep: bool = False

@@ -69,12 +69,14 @@ class Profile:
             stored stack, or None when every scalar of the region is zero in every task.
         encode_originals: takes the place of `encode` in a profile that stores the fine-tunes
             themselves: (originals, params) → stored stack, or None when all equal the base.
+        tune: (params, tensor name, shape) → the params for that tensor, where kinds differ.
     """
 
     name: str
     summary: str
     encode: Callable[[Tensor, Tensor | None, Any, str], EncodedStack | None]
     encode_originals: Callable[[Originals, Any], EncodedStack | None] | None = None
+    tune: Callable[[Any, str, tuple[int, ...]], Any] | None = None
 
 
 def encode_part(codec: AnyCodec, x: Tensor) -> EncodedPart:

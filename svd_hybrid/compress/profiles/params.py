@@ -89,6 +89,8 @@ def _check_range(params: Any, **limits: tuple[float, float]) -> None:
             raise ParameterError(f"{name} is {value}, outside {low}..{high}")
 
 
+DEFAULT_ERROR = 0.3
+TARGETS = ("target_error", "target_bits", "target_size", "step")
 LARGEST_GROUP = 2**20
 BITS = "bits of the code of a scalar of a delta, at most 8"
 GROUP_SIZE = "scalars of a row that share a step; 0: a whole tensor"
@@ -202,7 +204,58 @@ class ExactParams:
     """Parameters of `exact`: none, for nothing may be lost."""
 
 
+@dataclass(frozen=True, slots=True)
+class AutoParams:
+    """Parameters of `auto`; one of the targets, or `step`, decides the size."""
+
+    objective: Literal["quality", "error"] = _parameter(
+        "quality",
+        "quality: errors are made noise, which costs a model less than lost signal; "
+        "error: least squared error for the bytes",
+    )
+    target_error: float | None = _parameter(
+        None,
+        f"relative error of the deltas to keep to, in (0, 2]; {DEFAULT_ERROR} without a target",
+    )
+    target_bits: float | None = _parameter(
+        None, "bits per parameter and task that the directory may take, all files counted"
+    )
+    target_size: float | None = _parameter(None, "bytes that the directory may take")
+    step: float | None = _parameter(
+        None, "step of every number, in units of the weights; found by the run for a target"
+    )
+    error_weight: float = _parameter(
+        0.0, "what a squared error in these tensors counts; 0: by the kind of tensor"
+    )
+    energy_threshold: float | None = _parameter(
+        None, "most energy that factors may hold of a matrix, (0, 1]; the rest is coded as such"
+    )
+    max_rank: int | None = _parameter(None, "most directions that factors may have")
+
+    def __post_init__(self) -> None:
+        _check_range(
+            self,
+            target_error=(1e-6, 2.0),
+            target_bits=(1e-3, 64.0),
+            target_size=(1.0, 2.0**53),
+            step=(1e-30, 1e30),
+            error_weight=(0.0, 1e12),
+            energy_threshold=(1e-9, 1.0),
+            max_rank=(0, 2**31),
+        )
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ParameterError(f"{' and '.join(given)} exclude each other", fix="pass one")
+
+    @property
+    def target(self) -> tuple[str, float]:
+        """What decides the size: the name of a field and its value."""
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        return (given[0], getattr(self, given[0])) if given else ("target_error", DEFAULT_ERROR)
+
+
 PROFILE_PARAMS: dict[str, type[Any]] = {
+    "auto": AutoParams,
     "hybrid": HybridParams,
     "tvq": TvqParams,
     "rtvq": RtvqParams,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from svd_hybrid.compress.profiles.auto import AUTO
 from svd_hybrid.compress.profiles.base import Profile
 from svd_hybrid.compress.profiles.bitdelta import BITDELTA
 from svd_hybrid.compress.profiles.compeft import COMPEFT
@@ -16,6 +17,7 @@ from svd_hybrid.registry import Registry
 PROFILES: Registry[Profile] = Registry(
     "profile",
     [
+        AUTO,
         HYBRID,
         TVQ,
         RTVQ,

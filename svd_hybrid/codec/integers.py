@@ -1,0 +1,143 @@
+"""Integers in units of a step, entropy-coded: what the `auto` profile stores everything in.
+
+Three kinds of rows, by configuration:
+
+    scaled      value = k * scale, the scale a bfloat16 in the first two bytes of the string
+    rotated     rows of k * scale, rotated back by numerics.hadamard
+    unit        value = k / sqrt(sum of the row's k**2): rows of norm 1, no scale is stored
+
+Source: codec design §6 and §11; entropy coding is codec.entropy's, with its built-in tables.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from svd_hybrid.codec.checks import exact_keys
+from svd_hybrid.codec.entropy import Tables, decode, encode
+from svd_hybrid.errors import ArtifactError, ParameterError
+from svd_hybrid.numerics.hadamard import rotate, rotate_back
+
+SCALE_BYTES = 2
+FINEST = 2.0**20
+"""Units in the largest number when a caller gives no scale."""
+ROWS = ("scaled", "rotated", "unit")
+
+
+@dataclass(frozen=True, slots=True)
+class IntegersCodec:
+    """Integer matrices by the entropy coder.
+
+    Args:
+        rows: what the integers of a row stand for.
+    """
+
+    name: ClassVar[str] = "integers"
+    version: ClassVar[int] = 1
+    dtype: ClassVar[torch.dtype] = torch.float32
+
+    rows: Literal["scaled", "rotated", "unit"] = "scaled"
+
+    def __post_init__(self) -> None:
+        if self.rows not in ROWS:
+            raise ParameterError(f"rows is {self.rows!r}", fix=f"use {', '.join(ROWS)}")
+
+    def encode_slice(self, x: Tensor) -> bytes:
+        """The string of a matrix, 21 bits to the largest number (of each row, for unit rows)."""
+        wide = x.to(torch.float64)
+        if self.rows == "unit":
+            largest = wide.abs().amax(1, keepdim=True)
+            return self.pack((wide / torch.where(largest == 0, 1.0, largest) * FINEST).round())
+        if self.rows == "rotated":
+            wide = rotate(wide)
+        scale = stored_scale(float(wide.abs().max()) / FINEST)
+        return self.pack((wide / scale).round(), scale)
+
+    def pack(self, numbers: Tensor, scale: float = 1.0) -> bytes:
+        """The string of integers; empty when all are zero.
+
+        Args:
+            numbers: (rows, columns), integers of int32 range in any dtype.
+            scale: of one unit, > 0; `stored_scale` says what a reader will see of it.
+        """
+        string = encode(numbers.to(torch.int32).numpy(), Tables.DEFAULT)
+        if not string or self.rows == "unit":
+            return string
+        return _scale_bits(scale) + string
+
+    def decode_slice(self, data: bytes, shape: tuple[int, int]) -> Tensor:
+        """float32; every number rounded from float64 once."""
+        scale, string = 1.0, data
+        if self.rows != "unit":
+            if len(data) <= SCALE_BYTES:
+                raise ArtifactError(f"codec {self.name!r}: {len(data)} bytes hold no numbers")
+            scale, string = _scale_of(data[:SCALE_BYTES]), data[SCALE_BYTES:]
+        matrix, _ = decode(string, shape, Tables.DEFAULT)
+        numbers = torch.from_numpy(matrix)
+        if self.rows == "unit":
+            values = unit_rows(numbers)
+        elif self.rows == "rotated":
+            values = rotate_back(numbers, scale)
+        else:
+            values = (numbers.to(torch.float64) * scale).to(torch.float32)
+        if not bool(torch.isfinite(values).all()):
+            raise ArtifactError(f"codec {self.name!r}: a number leaves float32")
+        return values
+
+    def config(self) -> dict[str, Any]:
+        """The one parameter."""
+        return {"rows": self.rows}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """The codec; raises ArtifactError when a key or its value is not known."""
+        exact_keys(cls.name, config, ("rows",))
+        if config["rows"] not in ROWS:
+            raise ArtifactError(f"codec {cls.name!r}: rows is {config['rows']!r}")
+        return cls(config["rows"])
+
+
+def unit_rows(numbers: Tensor) -> Tensor:
+    """Rows of integers divided by their norms; rows of zeros stay.
+
+    Args:
+        numbers: (r, n) int32.
+
+    Returns:
+        (r, n) float32: RN32(k * RN64(1 / RN64(sqrt(sum k**2)))), the sum exact.
+    """
+    wide = numbers.to(torch.int64)
+    squares = (wide * wide).sum(1, keepdim=True).to(torch.float64)
+    inverse = 1.0 / torch.where(squares == 0, 1.0, squares).sqrt()
+    return (numbers.to(torch.float64) * inverse).to(torch.float32)
+
+
+def stored_scale(scale: float) -> float:
+    """The nearest scale that the format holds: a bfloat16, at least the smallest normal one.
+
+    >>> stored_scale(0.1)
+    0.10009765625
+    """
+    return _scale_of(_scale_bits(scale))
+
+
+def _scale_bits(scale: float) -> bytes:
+    bounded = min(max(scale, 2.0**-126), 2.0**127)
+    word = int(np.float32(bounded).view(np.uint32))
+    rounded = (word + 0x7FFF + (word >> 16 & 1)) >> 16
+    return struct.pack("<H", rounded)
+
+
+def _scale_of(octets: bytes) -> float:
+    (word,) = struct.unpack("<H", octets)
+    scale = float(np.uint32(word << 16).view(np.float32))
+    if not (0.0 < scale < float("inf")):
+        raise ArtifactError(f"codec 'integers': scale {scale} is not a positive number")
+    return scale

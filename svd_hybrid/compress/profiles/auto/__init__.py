@@ -1,0 +1,7 @@
+"""`auto`: strong directions as factors, the rest as noise-like codes, one step for the family."""
+
+from __future__ import annotations
+
+from svd_hybrid.compress.profiles.auto.encode import AUTO
+
+__all__ = ["AUTO"]

@@ -1,0 +1,211 @@
+"""One stack: factors where they pay, then the rest; every number on one step for the family.
+
+stack ─► strongest directions of each task ─► plan: none | factors of each task | shared bases with
+a core of each ─► rest = stack - product ─► rounded ─► coefficients solved anew for stack - rest,
+where the rest is noisier than they are ─► strings
+
+With the objective `quality` the rest keeps its mean and the step names its noise; with `error` all
+numbers have the step itself and squared error decides. Source: codec design §2, §3, §7, §16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svd_hybrid.artifact.writer import EncodedPart
+from svd_hybrid.codec import IntegersCodec
+from svd_hybrid.codec.integers import stored_scale
+from svd_hybrid.compress.profiles.auto.factors import (
+    PRICE,
+    Factors,
+    SharedFactors,
+    TaskFactors,
+    factor_bits,
+    least_energy,
+    product,
+    resolved,
+    shared_factors,
+    strongest_directions,
+    task_factors,
+)
+from svd_hybrid.compress.profiles.auto.kinds import error_weight, is_small
+from svd_hybrid.compress.profiles.auto.rest import CodedRest, closest_rest, unbiased_rest
+from svd_hybrid.compress.profiles.base import EncodedStack, Profile, masked_stack
+from svd_hybrid.compress.profiles.params import AutoParams
+from svd_hybrid.delta.expr import Dense, Expr, LowRank, Sum, Tucker
+
+OWN_VARIANCE = 5.0
+NOISE_SHARE = 2.5
+"""Squared step of the factors: so many times the variance of the deltas and the noise of the rest.
+
+Measured (docs/codec.md): the best step follows what the rest will cost, and hardly the target."""
+
+
+def encode(
+    stack: Tensor, mask: Tensor | None, params: AutoParams, prefix: str = ""
+) -> EncodedStack | None:
+    """Store one region of one tensor; arguments as in `Profile`.
+
+    Returns:
+        Parts `coeff_left`, `coeff_right` (or `basis_left`, `basis_right`, `coeff_core`) and
+        `coeff_rest`, `coeff_turned` as
+        far as they exist, over which the delta is a sum; None when nothing is worth its bits.
+    """
+    stack = masked_stack(stack, mask)
+    if not bool(stack.any()):
+        return None
+    steps = _steps(stack, params)
+    coded = _Coded(stack, params, steps)
+    return coded.stored(prefix, stack[0].numel() if mask is None else int(mask.sum()))
+
+
+FINE = 2.0**-10
+"""Step over deviation below which float32 would not do for the encoder's own arithmetic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Steps of one stack.
+
+    Args:
+        factors: of bases, coefficients and cores.
+        noise: variance that rounding the rest may add to a number.
+    """
+
+    factors: float
+    noise: float
+
+
+def _steps(stack: Tensor, params: AutoParams) -> Steps:
+    assert params.step is not None  # the run has found it before it encodes
+    own = params.step / params.error_weight**0.5
+    noise = own**2 / 12
+    if params.objective == "error":
+        return Steps(stored_scale(own), noise)
+    variance = squared_norm(stack) / stack.numel()
+    factors = (OWN_VARIANCE * variance + NOISE_SHARE * noise) ** 0.5
+    return Steps(stored_scale(factors), noise)
+
+
+def squared_norm(x: Tensor) -> float:
+    """Sum of the squares, in float64."""
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+
+
+class _Coded:
+    """Factors and rest of a stack, as integers."""
+
+    def __init__(self, stack: Tensor, params: AutoParams, steps: Steps) -> None:
+        self.shape = (stack.shape[1], stack.shape[2])
+        self.params = params
+        self.steps = steps
+        fine = steps.factors < FINE * (squared_norm(stack) / stack.numel()) ** 0.5
+        tasks = list(stack.to(torch.float64 if fine else torch.float32))
+        self.factors = None if is_small(self.shape) else self._plan(tasks)
+        self.rests = [self._rest(x, task) for task, x in enumerate(tasks)]
+        if self.factors is not None and steps.noise > steps.factors**2 / 12:
+            left = [
+                x if rest is None else x - rest.decoded()
+                for x, rest in zip(tasks, self.rests, strict=True)
+            ]
+            self.factors = resolved(self.factors, left, steps.factors)
+
+    def _plan(self, tasks: Sequence[Tensor]) -> Factors | None:
+        """The plan with the least squared error plus priced bits; None for no factors."""
+        step = self.steps.factors
+        limits = self.params.max_rank, self.params.energy_threshold
+        least = least_energy(*self.shape, step, len(tasks))
+        found = [strongest_directions(x, least, *limits) for x in tasks]
+        best: Factors | None = None
+        lowest = sum(squared_norm(x) for x in tasks)
+        for plan in (task_factors(tasks, found, step), shared_factors(tasks, found, step)):
+            if plan is None:
+                continue
+            error = sum(
+                squared_norm(x - product(plan, task, step, x.dtype)) for task, x in enumerate(tasks)
+            )
+            price = error + PRICE * step**2 * factor_bits(plan)
+            if price < lowest:
+                best, lowest = plan, price
+        return best
+
+    def _rest(self, x: Tensor, task: int) -> CodedRest | None:
+        if self.factors is not None:
+            x = x - product(self.factors, task, self.steps.factors, x.dtype)
+        if self.params.objective == "error":
+            return closest_rest(x, self.steps.factors)
+        return unbiased_rest(x, self.steps.noise, may_rotate=not is_small(self.shape))
+
+    def stored(self, prefix: str, scalars: int) -> EncodedStack | None:
+        """The strings, and the expression over them."""
+        parts: dict[str, EncodedPart] = {}
+        terms: list[Expr] = []
+        m, n = self.shape
+        scaled, unit = IntegersCodec("scaled"), IntegersCodec("unit")
+        step = self.steps.factors
+        match self.factors:
+            case TaskFactors(bases, coefficients):
+                parts["coeff_left"] = _stacked(unit, bases, m)
+                parts["coeff_right"] = _stacked(scaled, coefficients, n, step)
+                terms.append(LowRank(prefix + "coeff_left", prefix + "coeff_right"))
+            case SharedFactors(left, right, cores):
+                for name, side in (("basis_left", left), ("basis_right", right)):
+                    rows, columns = side.shape
+                    parts[name] = EncodedPart(unit, rows, columns, False, {}, (unit.pack(side),))
+                parts["coeff_core"] = _stacked(scaled, cores, len(right), step)
+                names = (prefix + name for name in ("basis_left", "coeff_core", "basis_right"))
+                terms.append(Tucker(*names))
+        for rotated in (False, True):
+            name = "coeff_turned" if rotated else "coeff_rest"
+            codec = IntegersCodec("rotated" if rotated else "scaled")
+            strings = tuple(
+                codec.pack(rest.numbers, rest.scale) if rest and rest.rotated == rotated else b""
+                for rest in self.rests
+            )
+            if any(strings):
+                parts[name] = EncodedPart(codec, m, n, True, {}, strings)
+                terms.append(Dense(prefix + name))
+        if not parts:
+            return None
+        rank = self.factors.rank if self.factors else 0
+        return EncodedStack(
+            {prefix + name: part for name, part in parts.items()},
+            terms[0] if len(terms) == 1 else Sum(tuple(terms)),
+            flat=False,
+            rank=rank,
+            directions=rank,
+            scalars=scalars,
+            energy_retained=1.0,
+        )
+
+
+def _stacked(
+    codec: IntegersCodec, matrices: Sequence[Tensor], columns: int, scale: float = 1.0
+) -> EncodedPart:
+    """One part of integer matrices with the same columns; short ones end in rows of zeros."""
+    rows = max(len(matrix) for matrix in matrices)
+    strings = []
+    for matrix in matrices:
+        missing = matrix.new_zeros((rows - len(matrix), columns))
+        strings.append(codec.pack(torch.cat([matrix, missing]), scale))
+    return EncodedPart(codec, rows, columns, True, {}, tuple(strings))
+
+
+def tune(params: AutoParams, name: str, shape: tuple[int, ...]) -> Any:
+    """The parameters of one tensor: what its errors count, by kind unless an override says."""
+    if params.error_weight:
+        return params
+    return replace(params, error_weight=error_weight(name, shape))
+
+
+AUTO = Profile(
+    name="auto",
+    summary="Strong directions as factors, the rest entropy-coded, one step for the family.",
+    encode=encode,
+    tune=tune,
+)

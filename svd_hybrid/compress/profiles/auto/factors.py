@@ -1,0 +1,296 @@
+"""Low-rank plans for one stack: factors as integers, least squares on what is decoded.
+
+Direction i of a task costs its two vectors. At one step for all numbers their bits and distortion
+follow from the energy alone (a unit vector u that carries energy e is rounded as sqrt(e) * u), so
+the rank falls out of the prices. Source: codec design §2, §3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from svd_hybrid.codec.integers import unit_rows
+from svd_hybrid.numerics.energy import rank_for_energy
+from svd_hybrid.numerics.linalg import canonical_signs
+from svd_hybrid.numerics.rounding import rounding_bits, rounding_distortion
+from svd_hybrid.numerics.symmetric import eigenvalues, eigenvectors, gram_of_columns
+
+HALVINGS = 12
+SHARED_REACH = 3.0
+"""How much weaker than alone a direction may be that tasks share the vectors of."""
+PRICE = 2 * math.log(2) / 12
+"""Squared steps that one bit is worth: the slope of distortion against bits at fine steps."""
+
+
+NEGLIGIBLE = 1e-6
+"""Share of the largest energy below which what columns span is rounding."""
+RIDGE = 1e-9
+"""Added to the squared norms, which are 1; far below the rounding of coefficients."""
+
+
+@dataclass(frozen=True, slots=True)
+class Directions:
+    """The strongest directions of one matrix (m, n).
+
+    Args:
+        energies: (k,) float, descending, > 0: squared singular values.
+        left: (m, k), orthonormal columns.
+        right: (k, n), rows scaled by the singular values: the matrix is left @ right.
+    """
+
+    energies: Tensor
+    left: Tensor
+    right: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFactors:
+    """Factors of every task's own: X_t ~ basis_t.T @ coeff_t.
+
+    Args:
+        bases: per task (k_t, m) int32, rows in units of nothing: they are normalised.
+        coefficients: per task (k_t, n) int32 in units of the step.
+    """
+
+    bases: tuple[Tensor, ...]
+    coefficients: tuple[Tensor, ...]
+
+    @property
+    def rank(self) -> int:
+        """Directions of the task that has most."""
+        return max(len(basis) for basis in self.bases)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedFactors:
+    """Two bases for all tasks and a core of each: X_t ~ left.T @ core_t @ right.
+
+    Args:
+        left: (p, m) int32, rows are normalised.
+        right: (q, n) int32, the same.
+        cores: per task (p, q) int32 in units of the step.
+    """
+
+    left: Tensor
+    right: Tensor
+    cores: tuple[Tensor, ...]
+
+    @property
+    def rank(self) -> int:
+        """Directions of the larger basis."""
+        return max(len(self.left), len(self.right))
+
+
+Factors = TaskFactors | SharedFactors
+
+
+def strongest_directions(
+    x: Tensor, least: float, max_rank: int | None = None, max_energy: float | None = None
+) -> Directions:
+    """The directions of a matrix that carry some energy, strongest first.
+
+    Args:
+        x: (m, n) float.
+        least: energy of a direction that may be worth coding.
+        max_rank: most directions; None for any number.
+        max_energy: share of the energy after which no more are taken; None for all.
+
+    Returns:
+        Directions of the dtype of `x`.
+    """
+    tall = x.shape[0] > x.shape[1]
+    gram = gram_of_columns(x if tall else x.T, x.dtype)
+    energies = eigenvalues(gram).clamp_min(0)
+    kept = int((energies > least).sum())
+    if max_rank is not None:
+        kept = min(kept, max_rank)
+    if max_energy is not None:
+        kept = min(kept, rank_for_energy(energies, max_energy))
+    energies, vectors = eigenvectors(gram, kept)
+    vectors = canonical_signs(vectors)
+    scales = energies.clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+    if not tall:
+        return Directions(energies, vectors, vectors.T @ x)
+    return Directions(energies, (x @ vectors) / scales, vectors.T * scales[:, None])
+
+
+def least_energy(m: int, n: int, step: float, tasks: int) -> float:
+    """The energy below which no direction of an (m, n) matrix can pay.
+
+    Args:
+        m, n: sides.
+        step: of basis and coefficients.
+        tasks: that may share its vectors.
+    """
+    low, high = 0.0, 64.0 * (m + n) * step**2
+    for _ in range(HALVINGS):
+        energy = torch.tensor([(low + high) / 2], dtype=torch.float64)
+        cost = number_costs(energy, m, step) + number_costs(energy, n, step)
+        if float(cost) < float(energy):
+            high = float(energy)
+        else:
+            low = float(energy)
+    return high / (SHARED_REACH if tasks > 1 else 1.0)
+
+
+def number_costs(energies: Tensor, count: int, step: float) -> Tensor:
+    """Squared error plus priced bits of `count` numbers that share each energy.
+
+    Args:
+        energies: any shape, float64.
+        count: numbers that share one.
+        step: they are rounded to.
+    """
+    variances = (energies.to(torch.float64) / (count * step**2)).numpy()
+    costs = rounding_distortion(variances) + PRICE * rounding_bits(variances)
+    return torch.from_numpy(np.asarray(costs)) * (count * step**2)
+
+
+def paying(gains: Tensor, costs: Tensor) -> int:
+    """How many leading directions gain more than they cost."""
+    return int((gains > costs).to(torch.int64).cumprod(0).sum())
+
+
+def rounded_basis(vectors: Tensor, energies: Tensor, step: float) -> Tensor:
+    """Unit vectors (length, k) as integer rows (k, length), each as precise as its energy asks."""
+    rows = (vectors * (energies.sqrt() / step)).T.round()
+    return rows[rows.any(1)].to(torch.int32)
+
+
+def task_factors(
+    stack: Sequence[Tensor], found: Sequence[Directions], step: float
+) -> TaskFactors | None:
+    """Every task's own factors; None when no direction pays.
+
+    Args:
+        stack: per task (m, n).
+        found: the directions of each.
+        step: of basis and coefficients.
+    """
+    m, n = stack[0].shape
+    bases, coefficients = [], []
+    for x, directions in zip(stack, found, strict=True):
+        energies = directions.energies
+        costs = number_costs(energies, m, step) + number_costs(energies, n, step)
+        rank = paying(energies, costs)
+        basis = rounded_basis(directions.left[:, :rank], energies[:rank], step)
+        bases.append(basis)
+        coefficients.append(solved(unit_rows(basis), x, step))
+    if not any(map(len, bases)):
+        return None
+    return TaskFactors(tuple(bases), tuple(coefficients))
+
+
+def shared_factors(
+    stack: Sequence[Tensor], found: Sequence[Directions], step: float
+) -> SharedFactors | None:
+    """Bases for all tasks and their cores; None when none pays.
+
+    Args:
+        stack: per task (m, n).
+        found: the directions of each: together they span what may be worth coding.
+        step: of bases and cores.
+    """
+    m, n = stack[0].shape
+    lefts = [d.left * d.energies.sqrt() for d in found]
+    sides = [_joint_basis(torch.cat(lefts, 1)), _joint_basis(torch.cat([d.right for d in found]).T)]
+    (left_energies, left), (right_energies, right) = sides
+    if not (len(left_energies) and len(right_energies)):
+        return None
+    energies = torch.stack([(left.T @ d.left @ (d.right @ right)) ** 2 for d in found])
+    gains = (energies - number_costs(energies, 1, step)).clamp_min(0).sum(0)
+    p = paying(gains.sum(1), number_costs(left_energies, m, step))
+    q = paying(gains[:p].sum(0), number_costs(right_energies, n, step))
+    left_rows = rounded_basis(left[:, :p], left_energies[:p], step)
+    right_rows = rounded_basis(right[:, :q], right_energies[:q], step)
+    if not (len(left_rows) and len(right_rows)):
+        return None
+    cores = tuple(solved_core(left_rows, right_rows, x, step) for x in stack)
+    return SharedFactors(left_rows, right_rows, cores)
+
+
+def _joint_basis(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies (r,) and orthonormal vectors (length, r) of what some columns span together."""
+    length, count = columns.shape
+    wide = count >= length
+    gram = gram_of_columns(columns.T if wide else columns, columns.dtype)
+    energies = eigenvalues(gram)
+    rank = int((energies > energies[:1] * NEGLIGIBLE).sum()) if count else 0
+    energies, vectors = eigenvectors(gram, rank)
+    if not wide:
+        vectors = (columns @ vectors) / energies.sqrt()
+    return energies, canonical_signs(vectors)
+
+
+def solved(basis: Tensor, x: Tensor, step: float) -> Tensor:
+    """Least-squares coefficients (k, n) int32 of a matrix on decoded rows (k, m)."""
+    if not len(basis):
+        return torch.zeros((0, x.shape[1]), dtype=torch.int32)
+    exact = _projector(basis).to(x.dtype) @ x
+    return (exact / step).round().to(torch.int32)
+
+
+def _projector(rows: Tensor) -> Tensor:
+    """(k, m) float64: times a matrix, its least-squares coefficients on unit rows (k, m).
+
+    Coarse rounding can make two rows equal; the ridge then gives each half of the coefficient.
+    """
+    wide = rows.to(torch.float64)
+    gram = wide @ wide.T
+    gram.diagonal().add_(RIDGE)
+    solution: Tensor = torch.linalg.solve(gram, wide)
+    return solution
+
+
+def solved_core(left: Tensor, right: Tensor, x: Tensor, step: float) -> Tensor:
+    """Least-squares core (p, q) int32 of a matrix on two integer bases."""
+    on_left = _projector(unit_rows(left)).to(x.dtype) @ x
+    on_both = on_left @ _projector(unit_rows(right)).to(x.dtype).T
+    return (on_both / step).round().to(torch.int32)
+
+
+def resolved(factors: Factors, stack: Sequence[Tensor], step: float) -> Factors:
+    """The same bases with coefficients solved anew for other matrices."""
+    if isinstance(factors, SharedFactors):
+        cores = (solved_core(factors.left, factors.right, x, step) for x in stack)
+        return SharedFactors(factors.left, factors.right, tuple(cores))
+    pairs = zip(factors.bases, stack, strict=True)
+    coefficients = (solved(unit_rows(basis), x, step) for basis, x in pairs)
+    return TaskFactors(factors.bases, tuple(coefficients))
+
+
+def product(factors: Factors, task: int, step: float, dtype: torch.dtype) -> Tensor:
+    """What the factors give for a task, (m, n); as decoded, up to the rounding of `dtype`."""
+    if isinstance(factors, SharedFactors):
+        core = factors.cores[task].to(dtype) * step
+        left, right = unit_rows(factors.left), unit_rows(factors.right)
+        return left.T.to(dtype) @ (core @ right.to(dtype))
+    basis = unit_rows(factors.bases[task]).to(dtype)
+    return basis.T @ (factors.coefficients[task].to(dtype) * step)
+
+
+def factor_bits(factors: Factors) -> float:
+    """Bits of all numbers, by their rows' scales."""
+    matrices = (
+        (factors.left, factors.right, *factors.cores)
+        if isinstance(factors, SharedFactors)
+        else (*factors.bases, *factors.coefficients)
+    )
+    return sum(_matrix_bits(matrix) for matrix in matrices)
+
+
+ROW_BITS = 2.0
+"""What the class of a row costs, about."""
+
+
+def _matrix_bits(matrix: Tensor) -> float:
+    if not matrix.numel():
+        return 0.0
+    variances = matrix.to(torch.float64).square().mean(1).numpy()
+    return float(rounding_bits(variances).sum()) * matrix.shape[1] + ROW_BITS * len(matrix)

@@ -1,0 +1,91 @@
+"""What the factors leave over, rounded so that it keeps its mean: coarse, but unbiased.
+
+A rounded number times a constant estimates what it was without bias, at any step; the coarser, the
+more noise. Noise spread over all numbers hardly moves what a model computes, while signal that is
+lost does (codec design §16). So the rest is coded at a step that adds a given noise, rows rotated
+first where few numbers survive: then which ones do says nothing about the structure of the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svd_hybrid.codec.integers import stored_scale
+from svd_hybrid.numerics.hadamard import rotate, rotate_back
+from svd_hybrid.numerics.rounding import step_for_noise
+
+COARSEST = 6.0
+"""Largest step in standard deviations: one number in 400 survives, with 38 times the noise."""
+ROTATED_FROM = 2.0
+"""Step in standard deviations from which rows are rotated."""
+PEAKED = 0.55
+"""Mean magnitude over deviation (Gaussian: 0.8) below which rows are sparse and stay as they are."""
+DEAD_ZONE = 0.4
+"""Where magnitudes are rounded up when squared error counts: bits saved for little error."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodedRest:
+    """One task's rest as integers.
+
+    Args:
+        numbers: (m, n) int32.
+        scale: of one unit, as it is stored.
+        rotated: whether the numbers stand for rotated rows.
+    """
+
+    numbers: Tensor
+    scale: float
+    rotated: bool
+
+    def decoded(self) -> Tensor:
+        """(m, n) float32, as a reader sees it."""
+        if self.rotated:
+            return rotate_back(self.numbers, self.scale)
+        return (self.numbers.to(torch.float64) * self.scale).to(torch.float32)
+
+
+def unbiased_rest(rest: Tensor, noise: float, *, may_rotate: bool) -> CodedRest | None:
+    """The rest at the step that adds a noise, scaled to keep its mean; None when nothing survives.
+
+    Args:
+        rest: (m, n) float.
+        noise: variance per number.
+        may_rotate: whether rows may be rotated at all.
+    """
+    wide = rest
+    variance = float(torch.linalg.vector_norm(rest, dtype=torch.float64)) ** 2 / rest.numel()
+    if variance == 0.0:
+        return None
+    deviation = math.sqrt(variance)
+    step = step_for_noise(variance, noise, COARSEST)
+    peaked = float(wide.abs().mean()) < PEAKED * deviation
+    rotated = may_rotate and step >= ROTATED_FROM * deviation and not peaked
+    if rotated:
+        wide = rotate(wide)
+    numbers = (wide / step).round_()
+    product = float(torch.vdot(numbers.flatten(), wide.flatten()))
+    if product <= 0.0:
+        return None
+    gain = variance * wide.numel() / product
+    return CodedRest(numbers.to(torch.int32), stored_scale(gain), rotated)
+
+
+def closest_rest(rest: Tensor, step: float) -> CodedRest | None:
+    """The rest with little squared error for its bits; None when nothing survives.
+
+    Args:
+        rest: (m, n) float.
+        step: multiples of it are stored.
+    """
+    wide = rest
+    numbers = torch.sign(wide) * (wide.abs() / step + DEAD_ZONE).floor_()
+    square = float(numbers.square().sum(dtype=torch.float64))
+    if square == 0.0:
+        return None
+    gain = float((numbers * wide).sum(dtype=torch.float64)) / square
+    return CodedRest(numbers.to(torch.int32), stored_scale(gain), rotated=False)

@@ -1,0 +1,96 @@
+"""Plain rounding of Gaussian numbers to multiples of a step: bits, distortion, noise.
+
+Tables over the variance in units of step**2, computed once; for encoders, which compare costs by
+them before they code. Nothing that is decoded depends on them.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special  # type: ignore[import-untyped]
+
+Floats = NDArray[np.float64]
+
+LOWEST, HIGHEST = -12.0, 24.0  # log2 of the variances tabulated
+PER_OCTAVE = 12
+LARGEST_SUM = 2048  # levels summed; beyond, the high-resolution formulas are exact
+FINE = 900.0  # variance above which they are used
+TINY = 1e-200
+
+
+@cache
+def _tables() -> tuple[Floats, Floats, Floats, Floats]:
+    """log2 variance, bits, distortion / step**2, and noise of the unbiased decoder / variance."""
+    exponents = np.arange(LOWEST, HIGHEST + 1e-9, 1 / PER_OCTAVE)
+    bits, distortion, noise = (np.empty_like(exponents) for _ in range(3))
+    for index, variance in enumerate(2.0**exponents):
+        bits[index], distortion[index], noise[index] = _at(float(variance))
+    return exponents, bits, distortion, noise
+
+
+def _at(variance: float) -> tuple[float, float, float]:
+    """Bits, distortion and relative unbiased noise at one variance (step 1)."""
+    sigma = variance**0.5
+    if variance > FINE:
+        bits = 0.5 * np.log2(2 * np.pi * np.e * variance)
+        return float(bits), 1 / 12, 1 / (12 * variance)
+    k = np.arange(1, int(9 * sigma) + 3)
+    low, high = (k - 0.5) / sigma, (k + 0.5) / sigma
+    tails = special.ndtr(-low) - special.ndtr(-high)
+    zero = 1 - 2 * special.ndtr(-low[0])
+    pieces = np.concatenate([[zero], tails, tails])
+    bits = -np.sum(special.xlogy(pieces, pieces)) / np.log(2)
+    # E[x k] = 2 sigma sum k (phi(low) - phi(high)), E[k^2] = 2 sum k^2 P(k)
+    density = np.exp(-0.5 * low**2) - np.exp(-0.5 * high**2)
+    product = 2 * sigma / np.sqrt(2 * np.pi) * np.sum(k * density)
+    square = 2 * np.sum(k**2 * tails)
+    distortion = variance - 2 * product + square
+    noise = square * variance / product**2 - 1 if product**2 > TINY else 1 / TINY
+    return float(bits), float(distortion), float(max(noise, 1 / (12 * variance)))
+
+
+def _look_up(column: int, variance: Floats) -> Floats:
+    table = _tables()
+    exponents = np.log2(np.maximum(variance, 2.0**LOWEST))
+    found: Floats = np.interp(exponents, table[0], table[column])
+    return found
+
+
+def rounding_bits(variance: Floats) -> Floats:
+    """Entropy in bits of one rounded number; 0 below the table.
+
+    Args:
+        variance: in units of step**2, any shape.
+    """
+    above = variance > 2.0**HIGHEST
+    bits = _look_up(1, variance)
+    if above.any():
+        bits = np.where(above, 0.5 * np.log2(2 * np.pi * np.e * variance), bits)
+    return np.where(variance > 2.0**LOWEST, bits, 0.0)
+
+
+def rounding_distortion(variance: Floats) -> Floats:
+    """Mean squared error of one rounded number in units of step**2."""
+    return np.where(variance > 2.0**LOWEST, _look_up(2, variance), variance)
+
+
+def step_for_noise(variance: float, noise: float, coarsest: float) -> float:
+    """The step at which unbiased rounding adds a given noise.
+
+    A rounded number times a constant is an unbiased estimate of what it was; the step decides how
+    noisy one.
+
+    Args:
+        variance: of the numbers, > 0.
+        noise: wanted variance of the noise, > 0.
+        coarsest: largest step, in standard deviations.
+    """
+    exponents, _, _, table = _tables()
+    relative = noise / variance
+    at = float(np.interp(np.log(relative), np.log(table[::-1]), exponents[::-1]))
+    if relative < table[-1]:
+        return float((12 * noise) ** 0.5)
+    return float(min(variance**0.5 * 2 ** (-at / 2), coarsest * variance**0.5))
