@@ -3,9 +3,12 @@
     python scripts/make_golden.py [--out artifacts] [--overwrite]
 
 Makes `golden-base/model.safetensors`, the artifacts `golden-v1-hybrid` (what a default run with
-masks and a noise region stores), `golden-v1-hybrid-tasks` (the original layout, float32 parts) and
-`golden-v1-merges` (stored merges side by side, no task stacks), and `expected.json`: the digest of
-every rebuilt tensor. Between them they hold every codec and every operation of the format.
+masks and a noise region stores), `golden-v1-hybrid-tasks` (the original layout, float32 parts),
+`golden-v1-merges` (stored merges side by side, no task stacks), `golden-v1-exact` (the fine-tunes
+bit for bit) and one for each of three published schemes; `golden-wide-base/model.safetensors`,
+larger matrices, and the artifacts `golden-v1-auto` and `golden-v1-auto-error` of those; and
+`expected.json`: the digest of every rebuilt tensor. Between them they hold every codec and every
+operation of the format.
 
 All weights are multiples of 1/64 drawn with Python's own generator, so the family is the same
 everywhere; only the eigenvectors inside the artifacts depend on the machine that made them.
@@ -69,8 +72,31 @@ ARTIFACTS: dict[str, dict[str, Any]] = {
 }
 UNMASKED: dict[str, dict[str, Any]] = {
     "golden-v1-exact": {"model": "golden", "method": "task-arithmetic", "profile": "exact"},
+    "golden-v1-bitdelta": {"model": "golden", "profile": "bitdelta", "dense_below": 0},
+    "golden-v1-compeft": {"model": "golden", "profile": "compeft", "kept_share": 0.2},
+    "golden-v1-fast": {"model": "golden", "profile": "fast", "dense_below": 0, "group_size": 16},
 }
 """The same of the fine-tunes whole."""
+WIDE: dict[str, dict[str, Any]] = {
+    "golden-v1-auto": {"model": "golden-wide", "profile": "auto", "step": 0.12},
+    "golden-v1-auto-error": {
+        "model": "golden-wide",
+        "profile": "auto",
+        "objective": "error",
+        "step": 0.08,
+    },
+}
+"""Of the wide family."""
+WIDE_FLOATS: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+    "conv.weight": ((16, 3, 2, 2), torch.bfloat16),
+    "embed.weight": ((12, 10), torch.bfloat16),
+    "frozen.weight": ((2, 3), torch.float16),
+    "mlp.weight": ((40, 24), torch.float16),
+    "norm.weight": ((24,), torch.float32),
+    "proj.weight": ((24, 40), torch.float32),
+    "temperature": ((), torch.float32),
+}
+BASE, WIDE_BASE = "golden-base", "golden-wide-base"
 MERGES = "golden-v1-merges"
 ADDED: list[dict[str, Any]] = [
     {"method": "emr", "merged_dtype": "fp16"},
@@ -141,9 +167,47 @@ class Family:
         return {name: self._numbers(FLOATS[name][0], UNIT) > 0.5 for name in MASKED}
 
 
-def write_base(folder: Path, family: Family) -> Path:
+class WideFamily(Family):
+    """Matrices large enough for factors: `mlp` has bases in common, `proj` some of each task."""
+
+    def __init__(self) -> None:
+        self._random = random.Random(SEED + 1)  # noqa: S311
+        self.base = {
+            name: self._numbers(shape, 3 * UNIT).to(dtype)
+            for name, (shape, dtype) in WIDE_FLOATS.items()
+        }
+        self.base["embed.weight"][UNTOUCHED] = -0.0
+        self.base["position_ids"] = torch.arange(5, dtype=torch.int32)
+        self._sides = self._numbers((40, 2), UNIT), self._numbers((2, 24), UNIT)
+        self.tasks = {task: self._tuned() for task in TASKS}
+        self.masks = {}
+
+    def _tuned(self) -> dict[str, Tensor]:
+        changes = {
+            "conv.weight": self._numbers((16, 3, 2, 2), 16),
+            "embed.weight": self._numbers((12, 10), 8),
+            "mlp.weight": self._on_grid(
+                self._sides[0] @ self._numbers((2, 2), UNIT) @ self._sides[1]
+            )
+            + self._numbers((40, 24), 3),
+            "norm.weight": self._numbers((24,), 8),
+            "proj.weight": self._on_grid(self._numbers((24, 1), UNIT) @ self._numbers((1, 40), 24))
+            + self._numbers((24, 40), 4),
+            "temperature": self._numbers((), 8),
+        }
+        changes["embed.weight"][UNTOUCHED] = 0
+        return self.base | {
+            name: (self.base[name].float() + change).to(self.base[name].dtype)
+            for name, change in changes.items()
+        }
+
+    def _on_grid(self, x: Tensor) -> Tensor:
+        return (x * UNIT).round() / UNIT
+
+
+def write_base(folder: Path, family: Family, name: str = BASE) -> Path:
     """The base checkpoint; returns its path."""
-    path = folder / "golden-base" / "model.safetensors"
+    path = folder / name / "model.safetensors"
     path.parent.mkdir(exist_ok=True)
     save_file(family.base, path)
     return path
@@ -168,6 +232,16 @@ def write_artifacts(folder: Path, family: Family, base: Path, *, overwrite: bool
                 **parameters,
             )
         write_merges(folder / MERGES, Path(scratch), base, sources, overwrite=overwrite)
+
+
+def write_wide(folder: Path, family: WideFamily, base: Path, *, overwrite: bool) -> None:
+    """Compress the wide family once for every entry of WIDE."""
+    with tempfile.TemporaryDirectory() as scratch:
+        sources = {task: Path(scratch) / f"{task}.safetensors" for task in TASKS}
+        for task, path in sources.items():
+            save_file(family.tasks[task], path)
+        for name, parameters in WIDE.items():
+            svd_hybrid.compress(base, sources, folder / name, overwrite=overwrite, **parameters)
 
 
 def write_merges(
@@ -223,9 +297,14 @@ def main(argv: list[str] | None = None) -> int:
     family = Family()
     base = write_base(out, family)
     write_artifacts(out, family, base, overwrite=arguments.overwrite)
+    wide = WideFamily()
+    wide_base = write_base(out, wide, WIDE_BASE)
+    write_wide(out, wide, wide_base, overwrite=arguments.overwrite)
+    bases = dict.fromkeys((*ARTIFACTS, *UNMASKED, MERGES), base) | dict.fromkeys(WIDE, wide_base)
     record = {
         "selections": SELECTIONS | OF_MERGES,
-        "artifacts": {name: digests(out / name, base) for name in (*ARTIFACTS, *UNMASKED, MERGES)},
+        "bases": dict.fromkeys(WIDE, WIDE_BASE),
+        "artifacts": {name: digests(out / name, bases[name]) for name in bases},
     }
     expected.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(out)

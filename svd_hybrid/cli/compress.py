@@ -31,6 +31,7 @@ from svd_hybrid.methods import METHODS
 if TYPE_CHECKING:
     from svd_hybrid.compress.run import CompressRequest, CompressResult
 
+APPEND_OPTIONS = ("append", "replace")
 TASK_OPTIONS = ("tasks", "task_paths", "checkpoint_dir")
 
 
@@ -67,6 +68,17 @@ TASK_OPTIONS = ("tasks", "task_paths", "checkpoint_dir")
     "its fine-tunes are what is merged.",
 )
 @click.option(
+    "--append",
+    is_flag=True,
+    help="Add the tasks to those of --from-artifact, which stay bit for bit as they are; no merge "
+    "is made. They are stored as the artifact's own tasks, or as --profile says.",
+)
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="With --append: a task takes the place of the stored one of its name.",
+)
+@click.option(
     "--config",
     "config_file",
     type=PATH,
@@ -96,14 +108,61 @@ def compress(
     Example: svdh compress --base-model-path base --checkpoint-dir ckpts --tasks cars dtd eurosat
     --artifact-dir art
     """
-    request = build_request(values, overwrite)
+    append, replace = (values.pop(option) for option in APPEND_OPTIONS)
     if device == "cuda":
         note("encoding runs on the CPU: --device cuda changes nothing")
-    from svd_hybrid.compress.run import run_compress
+    if append or replace:
+        result = _append(values, append, replace, overwrite, quiet=quiet or as_json)
+    else:
+        request = build_request(values, overwrite)
+        from svd_hybrid.compress.run import run_compress
 
-    with progress_bar(quiet or as_json) as progress:
-        result = run_compress(request, progress)
+        with progress_bar(quiet or as_json) as progress:
+            result = run_compress(request, progress)
     report(result, quiet=quiet, as_json=as_json)
+
+
+def _append(
+    values: dict[str, Any], append: bool, replace: bool, overwrite: bool, *, quiet: bool
+) -> CompressResult:
+    """Run `--append`.
+
+    Raises:
+        UsageError: something needed is missing, or has no meaning here.
+    """
+    from svd_hybrid.artifact.files import read_manifest
+    from svd_hybrid.compress.append.config import append_config
+    from svd_hybrid.compress.append.run import AppendRequest, run_append
+
+    if not append:
+        raise UsageError("--replace without --append", fix="pass both, or neither")
+    for option in ("mask_dir", "performance_file", "statistics_dir"):
+        if values.get(option):
+            flag = f"--{option.replace('_', '-')}"
+            raise UsageError(f"{flag} has no meaning with --append", fix=f"drop {flag}")
+    file_path = values.get("config_file")
+    from_file = dict(read_config_file(file_path)) if file_path else {}
+    where = str(file_path) if file_path else "command line"
+    paths = {key: Path(str(from_file[key])) for key in OPTIONAL_PATHS if from_file.get(key)}
+    from_file = {key: value for key, value in from_file.items() if key not in OPTIONAL_PATHS}
+    needed = {
+        "--base-model-path": values["base"] or paths.get("base_model_path"),
+        "--artifact-dir": values["artifact_dir"] or paths.get("artifact_dir"),
+        "--from-artifact": values["from_artifact"] or paths.get("from_artifact"),
+    }
+    for option, path in needed.items():
+        if path is None:
+            raise UsageError(f"--append needs {option}", fix=f"pass {option} PATH")
+    base, artifact_dir, artifact = (path for path in needed.values() if path is not None)
+    names = list(values["tasks"]) or _task_list(from_file.pop("tasks", []), where)
+    from_file.pop("tasks", None)
+    checkpoint_dir = values["checkpoint_dir"] or paths.get("checkpoint_dir")
+    tasks = resolve_tasks(names, values["task_paths"], checkpoint_dir)
+    wanted = from_file | _assigned(values) | given(values)
+    config = append_config(wanted, where, artifact, read_manifest(artifact))
+    request = AppendRequest(base, tasks, artifact, artifact_dir, config, replace, overwrite)
+    with progress_bar(quiet) as progress:
+        return run_append(request, progress)
 
 
 def build_request(
@@ -182,12 +241,16 @@ def merged_config(
     """Defaults < file < `--set` < options; an added merge is named after its method by default."""
     if from_file:
         resolve_config(from_file, where)  # its own mistakes are reported against the file
-    pairs = (_assignment(text) for text in values.get("assignments", ()))
-    assigned: dict[str, Any] = {key.replace("-", "_"): value for key, value in pairs}
-    wanted = from_file | assigned | given(values)
+    wanted = from_file | _assigned(values) | given(values)
     if adds_merge and "method" in wanted:
         wanted.setdefault("merge_name", METHODS[wanted["method"]].name)
     return resolve_config(wanted, "command line")
+
+
+def _assigned(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--set` says, by key."""
+    pairs = (_assignment(text) for text in values.get("assignments", ()))
+    return {key.replace("-", "_"): value for key, value in pairs}
 
 
 def _assignment(text: str) -> tuple[str, str]:

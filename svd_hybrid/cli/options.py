@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import click
 
-from svd_hybrid.compress.config import CompressConfig, known_keys
+from svd_hybrid.compress.config import DEFAULT_PROFILE, CompressConfig, known_keys
 from svd_hybrid.compress.profiles.params import PROFILE_PARAMS
 from svd_hybrid.console import F
 from svd_hybrid.methods import METHODS
@@ -48,7 +48,7 @@ def config_options(command: F) -> F:
     described: list[type[Any]] = [
         CompressConfig,
         METHODS["svd-hybrid"].params,
-        PROFILE_PARAMS["hybrid"],
+        PROFILE_PARAMS[DEFAULT_PROFILE],
     ]
     options = [
         _config_option(
@@ -83,7 +83,7 @@ def _other_defaults(name: str, usual: Any) -> str:
 
 def _other_parameters() -> dict[str, dict[str, type[Any]]]:
     """Parameters that only other methods and profiles than the default ones have, by owner."""
-    known = known_keys("svd-hybrid", "hybrid")
+    known = known_keys("svd-hybrid", DEFAULT_PROFILE)
     described = {method.name: method.params for method in METHODS.values()} | PROFILE_PARAMS
     owners: dict[str, dict[str, type[Any]]] = {}
     for owner, params in described.items():
@@ -124,5 +124,5 @@ def _config_option(name: str, hint: Any, default: Any, help_text: str) -> Callab
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
     """The configuration keys that were really passed on the command line."""
-    known = known_keys("svd-hybrid", "hybrid").keys() | _other_parameters().keys()
+    known = known_keys("svd-hybrid", DEFAULT_PROFILE).keys() | _other_parameters().keys()
     return {key: value for key, value in values.items() if key in known and value is not None}

@@ -20,7 +20,7 @@ import click
 from svd_hybrid.artifact.diagnostics import read_diagnostics
 from svd_hybrid.artifact.jsonfile import readable_json
 from svd_hybrid.artifact.layout import CLUSTERS, DIAGNOSTICS, MANIFEST, WEIGHTS
-from svd_hybrid.cli.compress import build_request, compress, print_summary
+from svd_hybrid.cli.compress import APPEND_OPTIONS, build_request, compress, print_summary
 from svd_hybrid.cli.options import WordsCommand
 from svd_hybrid.compress.config import OPTIONAL_PATHS, CompressConfig, known_keys
 from svd_hybrid.compress.config_file import read_config_file
@@ -33,6 +33,7 @@ from svd_hybrid.registry import did_you_mean
 if TYPE_CHECKING:
     from svd_hybrid.compress.run import CompressRequest, CompressResult
 
+ORIGINAL_PROFILE = "hybrid"
 OUTPUT_DIR = Path("svd_hybrid_output")
 ARTIFACT_DIR = Path("artifacts")
 MERGED_MODEL = "merged_state_dict.pt"
@@ -79,7 +80,9 @@ def original(
 
 
 original.params += [
-    option for option in compress.params if option.name not in {own.name for own in original.params}
+    option
+    for option in compress.params
+    if option.name not in {*(own.name for own in original.params), *APPEND_OPTIONS}
 ]
 
 
@@ -118,6 +121,7 @@ def run(
         store = values["store_artifacts"]
     if values["artifact_dir"] and not store:
         note("--artifact-dir has no effect without --store-artifacts")
+    config.setdefault("profile", ORIGINAL_PROFILE)
     if not config.get("artifact_dir"):
         config["artifact_dir"] = str(ARTIFACT_DIR)
     request = build_request(values, overwrite, config, where)
@@ -176,7 +180,7 @@ def _check_keys(config: Mapping[str, Any], where: str) -> None:
     """Refuse keys that mean nothing, with the closest that do."""
     chosen = CompressConfig()
     known = {
-        *known_keys(config.get("method", chosen.method), config.get("profile", chosen.profile)),
+        *known_keys(config.get("method", chosen.method), config.get("profile", ORIGINAL_PROFILE)),
         *("tasks", *OPTIONAL_PATHS, *LAUNCHER_KEYS, *IGNORED_KEYS),
     }
     for key in config:

@@ -29,6 +29,8 @@ SCALE_BYTES = 2
 FINEST = 2.0**20
 """Units in the largest number when a caller gives no scale."""
 ROWS = ("scaled", "rotated", "unit")
+MOST_SQUARES_LOG = 62
+"""Unit rows have a sum of squares below 2**62, so that 64-bit integers hold it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,16 @@ def unit_rows(numbers: Tensor) -> Tensor:
 
     Returns:
         (r, n) float32: RN32(k * RN64(1 / RN64(sqrt(sum k**2)))), the sum exact.
+
+    Raises:
+        ArtifactError: a sum of squares reaches 2**62.
     """
     wide = numbers.to(torch.int64)
+    largest = int(wide.abs().max()) if wide.numel() else 0
+    if largest**2 * wide.shape[1] >> MOST_SQUARES_LOG:  # may not fit: summed in two halves
+        high, low = ((wide * wide) >> 32).sum(1), ((wide * wide) & 0xFFFFFFFF).sum(1)
+        if bool((high + (low >> 32) >= 1 << (MOST_SQUARES_LOG - 32)).any()):
+            raise ArtifactError("codec 'integers': a row of norm 1 has too large integers")
     squares = (wide * wide).sum(1, keepdim=True).to(torch.float64)
     inverse = 1.0 / torch.where(squares == 0, 1.0, squares).sqrt()
     return (numbers.to(torch.float64) * inverse).to(torch.float32)

@@ -67,6 +67,7 @@ class StepSearch:
         self.progress = progress
         self.kind, value = config.profile_params.target
         tasks = len(stream.source.task_names)
+        self._scalars = scalars * tasks
         self.target = value * scalars * tasks / 8 if self.kind == "target_bits" else value
         self._sample = self._sampled(SAMPLE_SCALARS // max(tasks, 1))
         self._trials: dict[float, Trial] = {}
@@ -150,7 +151,7 @@ class StepSearch:
         known = sorted(self._trials)
         low = max((p for p in known if excess(p) <= 0), default=None)
         high = min((p for p in known if excess(p) > 0), default=None)
-        position = known[0] if known else 0.5
+        position = known[0] if known else self._first_guess()
         for _ in range(TRIALS):
             if low is None or high is None:
                 at = position if not known else (high if low is None else low)
@@ -174,6 +175,16 @@ class StepSearch:
                 high = position if high is None else min(high, position)
         return position if low is None else low
 
+    def _first_guess(self) -> float:
+        """Where trained families met such targets (docs/codec.md), in log2 of the step."""
+        quality = self.config.profile_params.objective == "quality"
+        if self.kind == "target_error":
+            guess = math.log2((3.9 if quality else 4.7) * self.target)
+        else:
+            bits = math.log2(max(8 * self._goal / self._scalars, 1e-3))
+            guess = 0.8 - 1.15 * bits if quality else -0.15 - bits
+        return min(max(guess, FINEST + 1), COARSEST - 1)
+
     def _sampled(self, most: int) -> dict[str, float]:
         """Tensors that trials encode, and how many of their kind each stands for."""
         infos = self.stream.source.base.infos
@@ -185,7 +196,7 @@ class StepSearch:
                 kinds[shape, own.profile].append(name)
         total = sum(infos[name].count for names in kinds.values() for name in names)
         share = min(1.0, most / max(total, 1))
-        sample = {}
+        sample: dict[str, float] = {}
         for names in kinds.values():
             kept = max(1, round(share * len(names)))
             chosen = [names[index * len(names) // kept] for index in range(kept)]

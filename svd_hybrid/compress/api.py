@@ -7,10 +7,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from svd_hybrid.artifact.files import read_manifest
+from svd_hybrid.compress.append.config import append_config
+from svd_hybrid.compress.append.run import AppendRequest, run_append
 from svd_hybrid.compress.config import resolve_config
 from svd_hybrid.compress.run import CompressRequest, CompressResult, run_compress
 from svd_hybrid.compress.stream import Progress
 from svd_hybrid.compress.task_weights import weights_by_task
+from svd_hybrid.errors import UsageError
 from svd_hybrid.methods import METHODS
 
 
@@ -23,6 +27,8 @@ def compress(
     performance_file: str | PathLike[str] | None = None,
     statistics_dir: str | PathLike[str] | None = None,
     from_artifact: str | PathLike[str] | None = None,
+    append: bool = False,
+    replace: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
     **parameters: Any,
@@ -38,6 +44,8 @@ def compress(
         performance_file: JSON object task → accuracy.
         statistics_dir: per-task layer statistics.
         from_artifact: an artifact of this base whose content is kept beside the new merge.
+        append: add the tasks to those of `from_artifact`, which stay as they are; no merge is made.
+        replace: with `append`, let them take the place of stored tasks of the same names.
         overwrite: replace an existing directory.
         progress: called with (step, done, total).
         **parameters: any key of the configuration, e.g. `low_bits=3`, `weighting="cluster"`.
@@ -46,6 +54,25 @@ def compress(
         SvdhError: with what, where and fix; its class says what kind of fault it is.
     """
     where = "compress()"
+    if append or replace:
+        extras = (mask_dir, performance_file, statistics_dir)
+        if not append or from_artifact is None or any(path is not None for path in extras):
+            raise UsageError(
+                "append needs from_artifact, and replace append; masks and files for merging have "
+                "no meaning with them",
+                where=where,
+            )
+        artifact = Path(from_artifact)
+        appended = AppendRequest(
+            Path(base),
+            {task: Path(path) for task, path in tasks.items()},
+            artifact,
+            Path(artifact_dir),
+            append_config(parameters, where, artifact, read_manifest(artifact)),
+            replace,
+            overwrite,
+        )
+        return run_append(appended, progress)
     if isinstance(parameters.get("weights"), Mapping):
         parameters["weights"] = weights_by_task(
             parameters["weights"], list(tasks), _path(from_artifact), where

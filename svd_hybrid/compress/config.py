@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from svd_hybrid.compress.profiles.params import PROFILE_PARAMS
+from svd_hybrid.compress.profiles.params import PROFILE_PARAMS, TARGETS, HybridParams
 from svd_hybrid.compress.values import check_choices, coerce, coerce_gradient
 from svd_hybrid.errors import ParameterError, UnknownNameError, UsageError
 from svd_hybrid.methods import METHODS
 from svd_hybrid.registry import did_you_mean
 
+DEFAULT_PROFILE = "auto"
 OPTIONAL_PATHS = (
     "base_model_path",
     "checkpoint_dir",
@@ -64,7 +65,7 @@ class CompressConfig:
     """
 
     method: str = _option("svd-hybrid", "merge method")
-    profile: str = _option("hybrid", "how the deltas are stored: " + ", ".join(PROFILE_PARAMS))
+    profile: str = _option(DEFAULT_PROFILE, "how the deltas are stored: " + ", ".join(PROFILE_PARAMS))
     model: str = _option("", "label of the model, for people; e.g. ViT-B-32")
     weighting: Literal["uniform", "performance", "cluster"] = _option(
         "uniform", "how the tasks are weighted in the merge"
@@ -99,8 +100,13 @@ class CompressConfig:
     store_tasks: Literal["auto", "on", "off"] = _option(
         "auto", "keep every fine-tune; auto: when the merge is a weighting of them"
     )
-    merged_dtype: Literal["fp32", "fp16"] = _option(
-        "fp32", "precision of a merge that is stored as such"
+    merged_dtype: Literal["fp32", "fp16", "coded"] = _option(
+        "fp32",
+        "precision of a merge that is stored as such; coded: in few bits, as profile auto codes a "
+        "task (methods that give tasks back keep their numbers in fp16)",
+    )
+    merged_error: float = _option(
+        0.1, "relative noise that coding adds to each tensor of a merge, (0, 2]"
     )
     missing_statistics: Literal["error", "ones"] = _option(
         "error", "a matrix without layer statistics: refuse, or weigh its inputs alike"
@@ -111,12 +117,15 @@ class CompressConfig:
     )
     merge_name: str = _option("merged", "name of the merge in the artifact")
     overrides: tuple[Override, ...] = ()
+    profile_implied: bool = False
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_choices(self)
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ParameterError(f"temperature is {self.temperature}, must be > 0")
+        if not 0 < self.merged_error <= 2:
+            raise ParameterError(f"merged_error is {self.merged_error}, outside (0, 2]")
         if self.cluster_k < 1:
             raise ParameterError(f"cluster_k is {self.cluster_k}, must be 1 or more")
 
@@ -132,7 +141,7 @@ class CompressConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The resolved configuration, defaults included, as config.json holds it."""
-        special = ("parameters", "overrides")
+        special = ("parameters", "overrides", "profile_implied")
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in special}
         own |= params_to_json(self.method_params) | params_to_json(self.profile_params)
         own = {key: list(v) if isinstance(v, tuple) else v for key, v in own.items()}
@@ -148,7 +157,7 @@ def params_to_json(params: Any) -> dict[str, Any]:
 def known_keys(method: str, profile: str) -> dict[str, Any]:
     """Every key of the configuration with its type hint."""
     keys: dict[str, Any] = typing.get_type_hints(CompressConfig)
-    del keys["parameters"], keys["overrides"]
+    del keys["parameters"], keys["overrides"], keys["profile_implied"]
     for params in (_method_params(method), _profile_params(profile)):
         keys |= typing.get_type_hints(params)
     return keys
@@ -167,7 +176,7 @@ def resolve_config(values: Mapping[str, Any], where: str) -> CompressConfig:
     """
     defaults = CompressConfig()
     method = str(values.get("method", defaults.method))
-    profile = str(values.get("profile", defaults.profile))
+    profile = str(values.get("profile") or implied_profile(values, where))
     keys = known_keys(method, profile)
     own = {f.name for f in fields(CompressConfig)}
     top: dict[str, Any] = {}
@@ -180,9 +189,31 @@ def resolve_config(values: Mapping[str, Any], where: str) -> CompressConfig:
         else:
             (top if key in own else parameters)[key] = coerce(key, value, keys[key], where)
     top |= {"method": METHODS[method].name, "profile": known_profile(profile)}
-    config = CompressConfig(**top, parameters=parameters)
+    implied = profile != defaults.profile and not values.get("profile")
+    config = CompressConfig(**top, parameters=parameters, profile_implied=implied)
     _ = config.method_params, config.profile_params  # their own checks
     return config
+
+
+def implied_profile(values: Mapping[str, Any], where: str) -> str:
+    """The profile of a configuration that names none: hybrid for parameters of its, else auto.
+
+    Raises:
+        UsageError: parameters of hybrid, and a target, which only auto has.
+    """
+    rules = values.get("overrides") or ()
+    named = [key for rule in rules if isinstance(rule, Mapping) for key in rule]
+    documented = sorted(_names(HybridParams) & {*values, *named})
+    if not documented:
+        return DEFAULT_PROFILE
+    targets = sorted({*TARGETS} & {*values})
+    if targets:
+        raise UsageError(
+            f"{targets[0]} goes with profile auto, {documented[0]} with hybrid when none is named",
+            where=where,
+            fix="drop one of the two, or pass --profile auto if it has that parameter",
+        )
+    return "hybrid"
 
 
 def _unknown_key(key: str, keys: Mapping[str, Any], method: str, where: str) -> UsageError:

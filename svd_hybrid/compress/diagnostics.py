@@ -39,6 +39,8 @@ class Diagnostics:
         source_bytes: the same for the tasks.
         recovers_tasks: whether every fine-tune comes back, so that the artifact replaces them all;
             else it replaces one merged checkpoint.
+        unmeasured: tasks whose errors are not known, in an artifact that others were added to.
+        recalled: errors of tasks, as such an artifact recorded them.
     """
 
     config: CompressConfig
@@ -54,6 +56,8 @@ class Diagnostics:
     merge_total: ErrorSums | None = None
     merge_bytes: int = 0
     per_parameter: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unmeasured: set[str] = field(default_factory=set)
+    recalled: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.totals = [ErrorSums() for _ in self.tasks]
@@ -112,7 +116,7 @@ class Diagnostics:
     @property
     def relative_error(self) -> float | None:
         """Over all tasks and tensors; None when not measured or undefined."""
-        if not self.tasks_measured:
+        if not self.tasks_measured or self.unmeasured:
             return None
         family = ErrorSums()
         for total in self.totals:
@@ -122,8 +126,11 @@ class Diagnostics:
     @property
     def task_errors(self) -> list[float | None]:
         """Relative error of every task; None when not measured or undefined."""
-        measured = self.tasks_measured
-        return [total.relative_error if measured else None for total in self.totals]
+        pairs = zip(self.tasks, self.totals, strict=True)
+        return [total.relative_error if self._measured(task) else None for task, total in pairs]
+
+    def _measured(self, task: str) -> bool:
+        return self.tasks_measured and task not in self.unmeasured
 
     @property
     def merge_error(self) -> float | None:
@@ -162,11 +169,16 @@ class Diagnostics:
         config = self.config.to_json()
         record: dict[str, Any] = {
             "diagnostics_version": VERSION,
-            "config": {f"svd_{k}": config[k] for k in ORIGINAL_CONFIG_KEYS if k in config},
+            "config": {
+                f"svd_{key}": config[key]
+                for key in ORIGINAL_CONFIG_KEYS
+                if config.get(key) is not None
+            },
             "summary": self._summary(breakdown),
             "bytes": self.bytes_report(breakdown),
             "tasks": {
-                task: _rounded(total.as_json(), TASK_DIGITS) if self.tasks_measured else {}
+                task: self.recalled.get(task)
+                or (_rounded(total.as_json(), TASK_DIGITS) if self._measured(task) else {})
                 for task, total in zip(self.tasks, self.totals, strict=True)
             },
             "notes": self.notes,

@@ -14,6 +14,7 @@ from svd_hybrid.artifact.manifest import TensorRecord
 from svd_hybrid.artifact.merges import LinearMerge, Merge, StoredMerge
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.writer import ArtifactWriter, EncodedPart
+from svd_hybrid.compress.coded_merge import MergeCoding
 from svd_hybrid.compress.config import CompressConfig, params_to_json
 from svd_hybrid.compress.diagnostics import Diagnostics
 from svd_hybrid.compress.merging import (
@@ -28,7 +29,7 @@ from svd_hybrid.compress.profiles.base import Originals
 from svd_hybrid.compress.stream import FamilyStream, Progress
 from svd_hybrid.compress.tensor import encode_tensor, masked_regions, tuned
 from svd_hybrid.delta.evaluate import matrix_shape
-from svd_hybrid.delta.expr import Expr, Scale, Sum, Weighted
+from svd_hybrid.delta.expr import Exact, Expr, Scale, Sum, Weighted
 from svd_hybrid.delta.serial import expr_from_json, expr_to_json
 from svd_hybrid.io.family import Stack, is_buffer
 from svd_hybrid.io.tensors import tensor_digest
@@ -225,7 +226,7 @@ class FamilyEncoder:
             self.diagnostics.add(name, info, encoded)
             self._digests[name] = tuple(error.sha256 for error in encoded.errors)
         if self.plan.stores_merge and not settings.keep_base:
-            merge = self._merge(stack, ctx, mask, blend or task)
+            merge = self._merge(stack, ctx, mask, parts, blend or task)
             parts |= merge.parts
             if merge.merged is not None or merge.task is not None:
                 merges[self.config.merge_name] = self._entry(merge, settings.method.scaling, record)
@@ -264,6 +265,7 @@ class FamilyEncoder:
         stack: Stack,
         ctx: TensorContext,
         mask: Tensor | None,
+        parts: Mapping[str, EncodedPart],
         task: Mapping[str, Any] | None,
     ) -> EncodedMerge:
         """The merge of one tensor before scaling, coded."""
@@ -279,7 +281,23 @@ class FamilyEncoder:
             precise_codec(self.config.merged_dtype),
             self._prefix,
             measure=self.config.eval_reconstruction,
+            coding=self._coding(ctx, parts, task),
         )
+
+    def _coding(
+        self,
+        ctx: TensorContext,
+        parts: Mapping[str, EncodedPart],
+        task: Mapping[str, Any] | None,
+    ) -> MergeCoding | None:
+        """How the merge of a tensor is coded; None to store its numbers."""
+        if self.config.merged_dtype != "coded" or is_buffer(ctx.name):
+            return None
+        expr = None if task is None else expr_from_json(task)
+        predicts = expr is not None and not isinstance(expr, Exact)
+        shape = self.stream.source.base.infos[ctx.name].shape
+        error = self.config.merged_error
+        return MergeCoding(ctx.name, shape, error, parts, expr if predicts else None)
 
     def _result(self, deltas: Tensor, ctx: TensorContext, mask: Tensor | None) -> MergeResult:
         settings = self.stream.settings.of(ctx.name)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from svd_hybrid.artifact.writer import EncodedPart
 from svd_hybrid.codec import BitmaskCodec, Codec, HalfCodec, RawCodec
+from svd_hybrid.compress.coded_merge import MergeCoding, code_merged
 from svd_hybrid.compress.profiles.base import EncodedParts, encode_part
 from svd_hybrid.compress.tensor import BLOCK_SCALARS, measure_tasks
 from svd_hybrid.delta.evaluate import Mix, TensorParts, evaluate, matrix_shape
@@ -140,7 +141,13 @@ def normalised(weights: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def encode_merge(
-    result: MergeResult, deltas: Tensor, precise: Codec, prefix: str, *, measure: bool
+    result: MergeResult,
+    deltas: Tensor,
+    precise: Codec,
+    prefix: str,
+    *,
+    measure: bool,
+    coding: MergeCoding | None = None,
 ) -> EncodedMerge:
     """Code the parts of a result and measure what comes back.
 
@@ -150,9 +157,17 @@ def encode_merge(
         precise: codec of numbers.
         prefix: put before the name of every part.
         measure: whether to decode and compare.
+        coding: how the merged delta is coded in few bits; None to store its numbers.
     """
     matrix = matrix_shape(deltas.shape[1:])
     exact = result
+    if coding is not None and result.task is None and result.merged is not None:
+        merged = evaluate(result.merged, TensorParts(result.parts), MERGED, matrix)
+        parts, expr = code_merged(merged.rows(0, matrix[0]), coding, prefix)
+        if not measure:
+            return EncodedMerge(parts, expr, None)
+        source = EncodedParts({**coding.parts, **parts})
+        return EncodedMerge(parts, expr, None, _merge_error(exact, source, expr, matrix))
     if DENSE in result.parts:
         result = _with_fewest_numbers(result, precise)
     coded = {
@@ -234,4 +249,4 @@ def _merge_error(
 
 def precise_codec(merged_dtype: str) -> Codec:
     """Codec of the numbers of a stored merge."""
-    return HalfCodec() if merged_dtype == "fp16" else RawCodec()
+    return RawCodec() if merged_dtype == "fp32" else HalfCodec()

@@ -241,7 +241,9 @@ class _Family:
         encoder.run(progress)
         method = METHODS[config.method]
         untuned = method.advice and "scaling" not in config.parameters
+        implied = f"profile {config.profile}, because of its parameters; --profile chooses another"
         diagnostics.notes += [
+            *([implied] if config.profile_implied else []),
             *([method.advice] if untuned else []),
             *self.weights.notes,
             *source.all_notes(),

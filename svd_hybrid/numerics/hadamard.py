@@ -98,7 +98,7 @@ def rotate_back(numbers: Tensor, scale: float) -> Tensor:
         (m, n) float32: RN32(sum * RN64(scale * block scale)), the sums exact.
     """
     n = numbers.shape[1]
-    largest = float(numbers.abs().max()) if numbers.numel() else 0.0
+    largest = float(numbers.to(torch.float64).abs().max()) if numbers.numel() else 0.0
     exact = torch.float32 if largest * LARGEST_BLOCK < EXACT_F32 else torch.float64
     sums = sums_in_blocks(numbers.to(exact)).to(torch.float64)
     return (sums * (block_scales(n) * scale * column_signs(n))).to(torch.float32)

@@ -68,7 +68,7 @@ def rounding_bits(variance: Floats) -> Floats:
     above = variance > 2.0**HIGHEST
     bits = _look_up(1, variance)
     if above.any():
-        bits = np.where(above, 0.5 * np.log2(2 * np.pi * np.e * variance), bits)
+        bits = np.where(above, 0.5 * np.log2(2 * np.pi * np.e * np.maximum(variance, 1.0)), bits)
     return np.where(variance > 2.0**LOWEST, bits, 0.0)
 
 

@@ -53,8 +53,8 @@ def encode(
 
     Returns:
         Parts `coeff_left`, `coeff_right` (or `basis_left`, `basis_right`, `coeff_core`) and
-        `coeff_rest`, `coeff_turned` as
-        far as they exist, over which the delta is a sum; None when nothing is worth its bits.
+        `coeff_rest`, `coeff_turned` as far as they exist, over which the delta is a sum; None when
+        nothing is worth its bits.
     """
     stack = masked_stack(stack, mask)
     if not bool(stack.any()):
@@ -158,8 +158,8 @@ class _Coded:
                     rows, columns = side.shape
                     parts[name] = EncodedPart(unit, rows, columns, False, {}, (unit.pack(side),))
                 parts["coeff_core"] = _stacked(scaled, cores, len(right), step)
-                names = (prefix + name for name in ("basis_left", "coeff_core", "basis_right"))
-                terms.append(Tucker(*names))
+                names = [prefix + name for name in ("basis_left", "coeff_core", "basis_right")]
+                terms.append(Tucker(names[0], names[1], names[2]))
         for rotated in (False, True):
             name = "coeff_turned" if rotated else "coeff_rest"
             codec = IntegersCodec("rotated" if rotated else "scaled")

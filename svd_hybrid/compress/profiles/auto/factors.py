@@ -124,7 +124,8 @@ def least_energy(m: int, n: int, step: float, tasks: int) -> float:
     """The energy below which no direction of an (m, n) matrix can pay.
 
     Args:
-        m, n: sides.
+        m: rows.
+        n: columns.
         step: of basis and coefficients.
         tasks: that may share its vectors.
     """

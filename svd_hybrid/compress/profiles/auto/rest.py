@@ -23,7 +23,7 @@ COARSEST = 6.0
 ROTATED_FROM = 2.0
 """Step in standard deviations from which rows are rotated."""
 PEAKED = 0.55
-"""Mean magnitude over deviation (Gaussian: 0.8) below which rows are sparse and stay as they are."""
+"""Mean magnitude over deviation (Gaussian: 0.8) below which rows are sparse: not rotated."""
 DEAD_ZONE = 0.4
 """Where magnitudes are rounded up when squared error counts: bits saved for little error."""
 

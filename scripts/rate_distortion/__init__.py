@@ -1,0 +1,1 @@
+"""Parts of `bench_rate_distortion.py`: points, families, evaluation, measurement, report."""

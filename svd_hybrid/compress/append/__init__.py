@@ -1,0 +1,1 @@
+"""Growing an artifact by further fine-tunes, without the ones it holds."""
