@@ -21,8 +21,8 @@ from svd_hybrid.errors import ArtifactError
 from svd_hybrid.frames import compress, decompress_stated
 
 VERSION = 1
-PRECISIONS = ((4, 4), (3, 2), (2, 2))
-"""Digits of a number, and of the largest and the mean error, which are nobody's first question."""
+PRECISIONS = ((4, 4, 4), (3, 2, 3), (2, 1, 3))
+"""Digits of a number and of the largest and the mean error, and decimals of the angle."""
 ALWAYS_FITS = 2048
 LARGEST_SHARE = 64
 """The table has fewer digits when it would be larger than this part of the stored deltas."""
@@ -81,7 +81,7 @@ def pack(
     per_parameter: Mapping[str, Mapping[str, Any]],
     tensors: Sequence[TensorRecord],
     tasks: Sequence[str],
-    precision: tuple[int, int] = PRECISIONS[0],
+    precision: tuple[int, int, int] = PRECISIONS[0],
 ) -> dict[str, Any]:
     """The table of `per_parameter`; aliases are left out, for the manifest has them.
 
@@ -89,11 +89,11 @@ def pack(
         per_parameter: facts by name of tensor.
         tensors: of the manifest, all of them, in its order.
         tasks: names in order.
-        precision: digits of the numbers, and of the largest and mean errors.
+        precision: digits of the numbers and of the largest and mean errors, decimals of the angle.
     """
     listed = [i for i, t in enumerate(tensors) if t.name in per_parameter and t.alias is None]
     rows = [per_parameter[tensors[index].name] for index in listed]
-    digits, fewer = precision
+    digits, fewer, decimals = precision
     columns: dict[str, list[Any]] = {
         "k": [row.get("k") for row in rows],
         "energy_retained": [_rounded(row.get("energy_retained"), digits) for row in rows],
@@ -111,13 +111,14 @@ def pack(
         if any(value is not None for value in column)
     }
     cells = [row.get("reconstruction_errors", {}).get(task) for row in rows for task in tasks]
+    spread = [_spread(tensors[index]) for index in listed for _ in tasks]
     if any(cells):
         packed["errors"] = {
             "original_norm": numbers([c and c["original_norm"] for c in cells], digits),
-            "shrink": numbers([c and c["shrink"] for c in cells], digits),
-            "noise": numbers([c and _noise_or_rest(c) for c in cells], digits),
-            "largest": numbers([c and _of_error(c, "max_absolute_error") for c in cells], fewer),
-            "mean": numbers([c and _of_error(c, "mean_absolute_error") for c in cells], fewer),
+            "error": numbers([c and _relative_or_absolute(c) for c in cells], digits),
+            "angle": decimal_places([c and _angle(c) for c in cells], decimals),
+            "largest": numbers(_of_error(cells, spread, "max_absolute_error"), fewer),
+            "mean": numbers(_of_error(cells, spread, "mean_absolute_error"), fewer),
         }
     if any("relative_error_with_unstored" in row for row in rows):
         unstored = [
@@ -141,19 +142,21 @@ def unpack(
     errors: list[dict[str, float | None] | None] = [None] * (count * len(tasks))
     if "errors" in packed:
         columns = {name: values_of(column) for name, column in packed["errors"].items()}
-        errors = [_error(*cell) for cell in zip(*(columns[n] for n in ERROR_COLUMNS), strict=True)]
+        spread = [_spread(tensor) for tensor in listed for _ in tasks]
+        cells = zip(*(columns[n] for n in ERROR_COLUMNS), spread, strict=True)
+        errors = [_error(*cell) for cell in cells]
     unstored = values_of(packed["unstored"]) if "unstored" in packed else []
     found = {}
     for row, tensor in enumerate(listed):
         facts: dict[str, Any] = {"param_name": tensor.name, "original_shape": list(tensor.shape)}
         one = {name: packed[name][row] for name in FACT_COLUMNS if name in packed}
         facts |= _facts({k: v for k, v in one.items() if v is not None}, tensor, tasks)
-        cells = slice(row * len(tasks), (row + 1) * len(tasks))
-        known = {t: e for t, e in zip(tasks, errors[cells], strict=True) if e is not None}
+        own = slice(row * len(tasks), (row + 1) * len(tasks))
+        known = {t: e for t, e in zip(tasks, errors[own], strict=True) if e is not None}
         if known:
             facts |= error_facts(known)
         if "unstored" in packed and packed["masked"][row]:
-            facts["relative_error_with_unstored"] = dict(zip(tasks, unstored[cells], strict=True))
+            facts["relative_error_with_unstored"] = dict(zip(tasks, unstored[own], strict=True))
         found[tensor.name] = facts
     for tensor in tensors:
         if tensor.alias is not None:
@@ -168,7 +171,7 @@ def unpack(
 FACT_COLUMNS = (
     *("k", "energy_retained", "masked_size", "scalars", "directions", "noise", "bytes", "merge"),
 )
-ERROR_COLUMNS = ("original_norm", "shrink", "noise", "largest", "mean")
+ERROR_COLUMNS = ("original_norm", "error", "angle", "largest", "mean")
 
 
 def error_facts(errors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -249,44 +252,65 @@ def _packed_merge(merge: Mapping[str, Any] | None, digits: int) -> dict[str, Any
     return {key: _rounded(value, digits) for key, value in merge.items()}
 
 
-def _noise_or_rest(cell: Mapping[str, Any]) -> float | None:
-    """The noise; where there was nothing to compare it with, what was rebuilt."""
-    noise: float | None = cell["absolute_error"] if cell["noise"] is None else cell["noise"]
-    return noise
+def _spread(tensor: TensorRecord) -> float:
+    """The norm of an error whose numbers are all 1."""
+    return math.sqrt(max(math.prod(tensor.shape), 1))
 
 
-def _of_error(cell: Mapping[str, Any], name: str) -> float:
-    """A number in the unit of the weights as a share of the norm of the error."""
-    share: float = cell[name] / cell["absolute_error"] if cell["absolute_error"] else 0.0
-    return share
+def _relative_or_absolute(cell: Mapping[str, Any]) -> float:
+    """The relative error; where there was nothing to compare it with, the absolute one."""
+    which = "absolute_error" if cell["relative_error"] is None else "relative_error"
+    error: float = cell[which]
+    return error
+
+
+def _angle(cell: Mapping[str, Any]) -> float | None:
+    """Between the error and lost signal, in half turns: 0 is all shrink, 0.5 all noise."""
+    if cell["shrink"] is None or cell["noise"] is None:
+        return None
+    return math.atan2(cell["noise"], cell["shrink"]) / math.pi
+
+
+def _of_error(
+    cells: Sequence[Mapping[str, Any] | None], spread: Sequence[float], name: str
+) -> list[float | None]:
+    """Numbers in the unit of the weights over the root mean square of the error."""
+    found: list[float | None] = []
+    for cell, many in zip(cells, spread, strict=True):
+        if cell is None:
+            found.append(None)
+        else:
+            norm = cell["absolute_error"]
+            found.append(cell[name] * many / norm if norm else 0.0)
+    return found
 
 
 def _error(
     norm: float | None,
-    shrink: float | None,
-    noise: float | None,
+    error: float | None,
+    angle: float | None,
     largest: float | None,
     mean: float | None,
+    spread: float,
 ) -> dict[str, float | None] | None:
     """The error of one task in one tensor; None where it was not measured."""
-    if norm is None or noise is None or largest is None or mean is None:
+    if norm is None or error is None or largest is None or mean is None:
         return None
-    if shrink is None:  # the task left the tensor alone
-        absolute = rebuilt = noise
-        relative = None if noise else 0.0
-    else:
-        relative = math.hypot(shrink, noise)
-        absolute = relative * norm
+    absolute, shrink, noise = error, None, None
+    rebuilt, relative = error, None if error else 0.0
+    if angle is not None:  # else the task left the tensor alone
+        absolute, relative = error * norm, error
+        shrink, noise = error * math.cos(angle * math.pi), error * math.sin(angle * math.pi)
         rebuilt = norm * math.hypot(1 - shrink, noise)
     return {
         "absolute_error": _rounded(absolute, DERIVED_DIGITS),
-        "relative_error": _rounded(relative, DERIVED_DIGITS),
-        "max_absolute_error": _rounded(largest * absolute, DERIVED_DIGITS),
-        "mean_absolute_error": _rounded(mean * absolute, DERIVED_DIGITS),
+        "relative_error": relative,
+        "max_absolute_error": _rounded(largest * absolute / spread, DERIVED_DIGITS),
+        "mean_absolute_error": _rounded(mean * absolute / spread, DERIVED_DIGITS),
         "original_norm": norm,
         "reconstructed_norm": _rounded(rebuilt, DERIVED_DIGITS),
-        "shrink": shrink,
-        "noise": None if shrink is None else noise,
+        "shrink": _rounded(shrink, DERIVED_DIGITS),
+        "noise": _rounded(noise, DERIVED_DIGITS),
     }
 
 
@@ -308,6 +332,17 @@ def numbers(values: Sequence[float | None], digits: int) -> dict[str, Any]:
     negative = [index for index, value in enumerate(values) if value is not None and value < 0]
     column: dict[str, Any] = {"digits": "".join(figures), "exponents": exponents}
     return column | ({"negative": negative} if negative else {})
+
+
+def decimal_places(values: Sequence[float | None], decimals: int) -> dict[str, Any]:
+    """A column of numbers from 0 to 1, rounded to so many decimals.
+
+    >>> decimal_places([0.5, 1.0, None], 2)
+    {'digits': '050100000', 'exponents': [-2, -2, None]}
+    """
+    figures = [f"{round((value or 0.0) * 10**decimals):0{decimals + 1}d}" for value in values]
+    exponents = [None if value is None else -decimals for value in values]
+    return {"digits": "".join(figures), "exponents": exponents}
 
 
 def values_of(column: Mapping[str, Any]) -> list[float | None]:

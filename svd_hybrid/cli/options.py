@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -115,11 +116,35 @@ def _config_option(name: str, hint: Any, default: Any, help_text: str) -> Callab
     if hint is bool:
         preset = "" if default is None else f"  [default: {'on' if default else 'off'}]"
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=shown + preset)
-    kind = hint if hint in (int, float, str) else str  # others are parsed with the configuration
-    if typing.get_origin(hint) is Literal:
-        kind = click.Choice(typing.get_args(hint))
+    kind = _option_type(hint)
     text = shown if default in ("", None, ()) else f"{shown}  [default: {default}]"
     return click.option(flag, name, type=kind, default=None, help=text)
+
+
+class OptionalNumber(click.ParamType):  # type: ignore[type-arg] # generic only since click 8.4
+    """A number or `none`, which stays text: so it counts as given, and coerce() reads it."""
+
+    def __init__(self, number: Any) -> None:
+        self.name = number.name
+        self._number = number
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse what is neither."""
+        if isinstance(value, str) and value.lower() == "none":
+            return value
+        return self._number.convert(value, param, ctx)
+
+
+def _option_type(hint: Any) -> Any:
+    """What click checks; types of their own are parsed with the configuration."""
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return click.Choice(parts)
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        if int in parts or float in parts:
+            return OptionalNumber(click.INT if int in parts else click.FLOAT)
+        return str
+    return hint if hint in (int, float, str) else str
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,12 @@ TRIALS = 12
 CLOSE = 0.003  # relative distance from the goal at which a search stops
 SIZE_AIM, SIZE_FLOOR = 0.996, 0.99
 ERROR_AIM, ERROR_FLOOR = 0.99, 0.96
+FAR = 4.0
+"""Distance from the goal, in log2, that counts at most: errors of few numbers jump."""
+JUMP = 0.02
+"""Distance of two steps, in log2, below which their errors are told apart no further."""
+MOST_CHANGE = 2.0
+"""Factor on an aim from one attempt to the next."""
 ATTEMPTS = 6
 OVERHEAD_BYTES, OVERHEAD_PER_TENSOR = 6000, 90
 """First guess at what a directory takes besides coded numbers; the first artifact tells."""
@@ -77,6 +83,7 @@ class StepSearch:
         self._goal -= 0 if by_error else overhead
         self._deviation = self._rms()
         self._attempts = 0
+        self._met: tuple[float, float] | None = None  # nearest that was allowed, and its position
         self._position = 0.0
 
     def propose(self) -> CompressConfig:
@@ -91,7 +98,8 @@ class StepSearch:
                 fix="allow more bytes",
             )
         self._attempts += 1
-        self._position = self._search()
+        last = self._attempts >= ATTEMPTS and self._met is not None
+        self._position = self._met[1] if last and self._met else self._search()
         return self._with(self._position)
 
     def accepts(self, size: int, error: float | None) -> bool:
@@ -107,11 +115,15 @@ class StepSearch:
         if self.kind == "target_error":
             actual = self._trials_near(self._position).error if error is None else error
             good = ERROR_FLOOR * self.target < actual <= self.target
-            self._goal *= ERROR_AIM * self.target / max(actual, 1e-30)
+            good |= actual <= self.target and self._at_a_jump
+            change = ERROR_AIM * self.target / max(actual, 1e-30)
+            self._goal *= min(max(change, 1 / MOST_CHANGE), MOST_CHANGE)
         else:
             actual = float(size)
             good = SIZE_FLOOR * self.target < actual <= self.target
             self._goal += SIZE_AIM * self.target - actual
+        if actual <= self.target:
+            self._met = max(self._met or (0.0, 0.0), (actual, self._position))
         if good or (self._at_an_end and actual <= self.target):
             return True
         if self._attempts >= ATTEMPTS or self._at_an_end:
@@ -122,6 +134,12 @@ class StepSearch:
                 fix="allow more, or pass --set step",
             )
         return False
+
+    @property
+    def _at_a_jump(self) -> bool:
+        """Whether steps hardly coarser were tried and lose more than is allowed."""
+        coarser = [p for p in self._trials if self._position < p <= self._position + JUMP]
+        return any(self._trials[p].error > self.target for p in coarser)
 
     @property
     def _at_an_end(self) -> bool:
@@ -159,7 +177,7 @@ class StepSearch:
                 step = -excess(at) * 1.2
                 position = min(max(at + (step or 0.1), FINEST), COARSEST) if known else at
             else:
-                below, above = excess(low), excess(high)
+                below, above = max(excess(low), -FAR), min(excess(high), FAR)
                 share = min(max(-below / (above - below), 0.02), 0.98)
                 position = low + share * (high - low)
                 if high - low < 1e-4:
@@ -167,7 +185,8 @@ class StepSearch:
             position = round(position, 6)
             found = excess(position)
             known = sorted(self._trials)
-            if abs(found) < CLOSE or position in (FINEST, COARSEST):
+            beyond = position == (COARSEST if found <= 0 else FINEST)  # no step meets the goal
+            if abs(found) < CLOSE or beyond:
                 return position
             if found <= 0:
                 low = position if low is None else max(low, position)

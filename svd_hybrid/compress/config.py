@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -65,7 +65,9 @@ class CompressConfig:
     """
 
     method: str = _option("svd-hybrid", "merge method")
-    profile: str = _option(DEFAULT_PROFILE, "how the deltas are stored: " + ", ".join(PROFILE_PARAMS))
+    profile: str = _option(
+        DEFAULT_PROFILE, "how the deltas are stored: " + ", ".join(PROFILE_PARAMS)
+    )
     model: str = _option("", "label of the model, for people; e.g. ViT-B-32")
     weighting: Literal["uniform", "performance", "cluster"] = _option(
         "uniform", "how the tasks are weighted in the merge"
@@ -178,6 +180,7 @@ def resolve_config(values: Mapping[str, Any], where: str) -> CompressConfig:
     method = str(values.get("method", defaults.method))
     profile = str(values.get("profile") or implied_profile(values, where))
     keys = known_keys(method, profile)
+    suggested = keys if values.get("profile") else {*keys, *_names(HybridParams)}
     own = {f.name for f in fields(CompressConfig)}
     top: dict[str, Any] = {}
     parameters: dict[str, Any] = {}
@@ -185,7 +188,7 @@ def resolve_config(values: Mapping[str, Any], where: str) -> CompressConfig:
         if key == "overrides":
             top[key] = _overrides(value, keys, own, where)
         elif key not in keys:
-            raise _unknown_key(key, keys, method, where)
+            raise _unknown_key(key, suggested, method, where)
         else:
             (top if key in own else parameters)[key] = coerce(key, value, keys[key], where)
     top |= {"method": METHODS[method].name, "profile": known_profile(profile)}
@@ -216,7 +219,7 @@ def implied_profile(values: Mapping[str, Any], where: str) -> str:
     return "hybrid"
 
 
-def _unknown_key(key: str, keys: Mapping[str, Any], method: str, where: str) -> UsageError:
+def _unknown_key(key: str, keys: Iterable[str], method: str, where: str) -> UsageError:
     owners = [m.name for m in METHODS.values() if key in typing.get_type_hints(m.params)]
     if owners:
         return UsageError(

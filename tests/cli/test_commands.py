@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from svd_hybrid.cli.app import COMMANDS
-from svd_hybrid.compress.config import CompressConfig
+from svd_hybrid.compress.config import CompressConfig, resolve_config
+from svd_hybrid.compress.profiles.params import DEFAULT_ERROR, HybridParams
 from tests.cli.project import SVDH, TASKS, Project
 
 
@@ -112,7 +113,7 @@ def test_inspect(project, svdh):
         assert word in run.out
     assert "blocks.0.fc.weight" not in run.out
     run = svdh("inspect", "--tensors", "--artifact-dir", project.art)
-    for word in ("blocks.0.fc.weight", "12x20", "steps", "I64", "basis"):
+    for word in ("blocks.0.fc.weight", "12x20", "steps", "I64", "left"):
         assert word in run.out
     run = svdh("inspect", "--json", "--artifact-dir", project.art)
     document = json.loads(run.out)
@@ -197,8 +198,58 @@ def test_device_cuda_is_accepted_and_says_so(project, svdh):
 # --- configuration -------------------------------------------------------------------------------
 
 
-def test_defaults(project):
-    assert config_of(project.art) == CompressConfig().to_json() | {"tasks": list(TASKS)}
+def test_defaults(project, svdh):
+    """Those of auto, with the step that the run found for the default target."""
+    config = config_of(project.art)
+    assert (config["profile"], config["objective"]) == ("auto", "quality")
+    step = config.pop("step")
+    assert isinstance(step, float)
+    assert config | {"step": None} == CompressConfig().to_json() | {"tasks": list(TASKS)}
+    found = json.loads(svdh("inspect", "--json", "--artifact-dir", project.art).out)
+    assert 0.96 * DEFAULT_ERROR < found["relative_error"] <= DEFAULT_ERROR
+
+
+def test_defaults_of_hybrid(project, svdh):
+    assert svdh(*project.compress("-q", "--profile", "hybrid")).code == 0
+    hybrid = resolve_config({"profile": "hybrid"}, "test")
+    assert config_of(project.root / "new") == hybrid.to_json() | {"tasks": list(TASKS)}
+
+
+@pytest.mark.parametrize(
+    ("flags", "content"),
+    [
+        (["--low-bits", "3"], {}),
+        (["--no-center"], {}),
+        (["--max-rank", "4"], {}),
+        (["--set", "rtvq-stages=1"], {}),
+        ([], {"low_bits": 3}),
+        ([], {"overrides": [{"tensors": "blocks.*", "low_bits": 2}]}),
+    ],
+    ids=["flag", "switch", "flag that auto has too", "set", "file", "overrides in a file"],
+)
+def test_a_parameter_of_hybrid_alone_selects_hybrid_and_says_so(project, svdh, flags, content):
+    run = svdh(*project.compress("-q", *flags, config=project.file("c.yaml", content)))
+    assert run.code == 0, run.err
+    assert config_of(project.root / "new")["profile"] == "hybrid"
+    assert "note: profile hybrid, because of its parameters; --profile chooses another" in run.err
+
+
+def test_a_named_profile_is_not_changed_by_its_parameters(project, svdh):
+    run = svdh(*project.compress("-q", "--profile", "auto", "--max-rank", "4"))
+    assert (run.code, run.err) == (0, "")
+    config = config_of(project.root / "new")
+    assert (config["profile"], config["max_rank"]) == ("auto", 4)
+    argv = project.compress("-q", "--overwrite", "--profile", "hybrid", "--low-bits", "3")
+    assert svdh(*argv).err == ""
+
+
+@pytest.mark.parametrize("value", ["none", "None"])
+def test_an_optional_number_may_be_none(project, svdh, value):
+    """It beats what a file says, as any option does."""
+    path = project.file("c.yaml", "target_error: 0.2\n")
+    assert svdh(*project.compress("-q", "--target-error", value, config=path)).code == 0
+    step = config_of(project.root / "new")["step"]
+    assert step == config_of(project.art)["step"], "the default target, not the file's"
 
 
 def test_command_line_beats_set_beats_file_beats_default(project, svdh):
@@ -210,11 +261,11 @@ def test_command_line_beats_set_beats_file_beats_default(project, svdh):
     assert config["low_bits"] == 3, "file beats default"
     assert config["max_rank"] == 9, "--set beats file"
     assert config["scaling"] == 3.0, "an option beats --set"
-    assert config["energy_threshold"] == CompressConfig().to_json()["energy_threshold"]
+    assert config["energy_threshold"] == HybridParams().energy_threshold, "the default"
 
 
 def test_a_default_given_on_the_command_line_still_beats_the_file(project, svdh):
-    default = CompressConfig().to_json()["low_bits"]
+    default = HybridParams().low_bits
     path = project.file("c.yaml", f"low_bits: {default - 1}\ncenter: false\n")
     argv = project.compress("-q", "--low-bits", default, "--center", config=path)
     assert svdh(*argv).code == 0
@@ -376,7 +427,8 @@ def test_compress_help_shows_every_default(svdh):
             continue  # rules for single tensors are only in files
         assert f"--{key.replace('_', '-')}" in text
         shown = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
-        assert shown in ("", []) or f"[default: {shown}]" in text, key
+        assert shown in ("", [], None) or f"[default: {shown}]" in text, key
+    assert f"{DEFAULT_ERROR} without a target" in text, "the default of the unset target"
 
 
 LISTS_TORCH = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from svd_hybrid.artifact.writer import ArtifactWriter
 from svd_hybrid.io.safetensors_writer import SafetensorsWriter
 from tests.cli.project import SVDH, TASKS, Project, snapshot
 
@@ -235,6 +237,30 @@ def test_an_unknown_key(mistake, project):
     mistake(project.compress("--set", "zzz=1"), 2, "unknown key 'zzz'", "known: ")
 
 
+@pytest.mark.parametrize(
+    ("given", "target"),
+    [
+        (["--low-bits", "3", "--target-bits", "2"], "target_bits goes with profile auto, low_bits"),
+        (["--no-center", "--set", "target-error=0.1"], "target_error goes with profile auto"),
+        (["--max-rank", "4", "--target-size", "9000"], "max_rank with hybrid when none is named"),
+    ],
+)
+def test_a_parameter_of_hybrid_beside_a_target(mistake, project, given, target):
+    mistake(project.compress(*given), 2, target, "drop one of the two, or pass --profile auto")
+
+
+def test_a_parameter_of_another_profile(mistake, project):
+    argv = project.compress("--profile", "auto", "--low-bits", "3")
+    mistake(argv, 2, "this profile has no parameter 'low_bits'", "it belongs to profile hybrid")
+    argv = project.compress("--profile", "hybrid", "--target-bits", "2")
+    mistake(argv, 2, "this profile has no parameter 'target_bits'", "it belongs to profile auto")
+
+
+@pytest.mark.parametrize("option", ["--target-error", "--max-rank"])
+def test_an_optional_number_that_is_none_of_both(mistake, project, option):
+    mistake(project.compress(option, "nine"), 2, option, "'nine' is not a valid")
+
+
 def test_an_option_that_does_not_exist(mistake, project):
     argv = project.compress("--enrgy-threshold", 1)
     mistake(argv, 2, "--energy-threshold", "svdh compress --help")
@@ -333,6 +359,9 @@ def test_an_output_that_would_replace_an_input(mistake, project):
     mistake(project.reload(output_path=project.art / "merged"), 2, "inside the artifact")
 
 
+MANY = 10**9
+
+
 class FullDisk:
     """Write functions that fail after a number of writes, as on a full disk."""
 
@@ -350,15 +379,28 @@ class FullDisk:
         return write
 
 
-@pytest.mark.parametrize("after", range(8))
+@pytest.mark.parametrize("profile", ["auto", "hybrid"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_no_space_while_compressing(mistake, project, monkeypatch, after, overwrite):
-    disk = FullDisk(after)
-    monkeypatch.setattr(SafetensorsWriter, "write", disk.wrap(SafetensorsWriter.write))
-    monkeypatch.setattr(Path, "write_bytes", disk.wrap(Path.write_bytes))
+def test_no_space_while_compressing(mistake, project, svdh, monkeypatch, profile, overwrite):
+    """At any write: of arrays, strings, documents; auto also writes attempts that it gives up."""
+    disk = FullDisk(MANY)
+    for owner, name in (
+        (SafetensorsWriter, "write"),
+        (ArtifactWriter, "_append"),
+        (shutil, "copyfileobj"),
+        (Path, "write_bytes"),
+    ):
+        monkeypatch.setattr(owner, name, disk.wrap(getattr(owner, name)))
+    found = project.root / "found"
+    assert svdh(*project.compress("--profile", profile, artifact_dir=found)).code == 0
+    writes = MANY - disk.left
+    assert writes > 8
     target = project.art if overwrite else project.root / "new"
-    argv = project.compress(*["--overwrite"] * overwrite, artifact_dir=target)
-    mistake(argv, 8, "no space left on the disk", "nothing was left half-written")
+    argv = project.compress("--profile", profile, artifact_dir=target)
+    for after in range(writes):
+        disk.left = after
+        more = ["--overwrite"] * overwrite
+        mistake([*argv, *more], 8, "no space left on the disk", "nothing was left half-written")
 
 
 @pytest.mark.parametrize("name", ["merged", "merged.safetensors", "merged.pt"])
@@ -408,9 +450,10 @@ def test_a_disk_that_is_really_full(mistake, project, mounted, name):
     mistake(argv, 5)  # the base was changed: compress again
     for task in TASKS:
         path = project.checkpoint(task)
-        save_file(load_file(path) | {"large": torch.ones(64, 512)}, path)
+        save_file(load_file(path) | {"large": torch.randn(64, 512)}, path)
     said = ("no space left", "nothing was left half-written")
-    mistake(project.compress(artifact_dir=small / "art"), 8, "no space left")
+    fine = project.compress("--target-error", "0.01", artifact_dir=small / "art")
+    mistake(fine, 8, "no space left")
     assert snapshot(small) == {}
     from svd_hybrid.cli.app import main
 
@@ -575,8 +618,11 @@ def test_a_file_cut_short_or_missing(mistake, project, svdh):
     assert shard.name in checked.err
 
 
-def test_a_foreign_file_is_reported_by_verify(project, svdh):
-    (project.art / "basis" / "notes.txt").write_text("mine")
+@pytest.mark.parametrize("folder", [".", "coeffs", "basis", "mine"])
+def test_a_foreign_file_is_reported_by_verify(project, svdh, folder):
+    folder = project.art / folder
+    folder.mkdir(exist_ok=True)
+    (folder / "notes.txt").write_text("mine")
     checked = svdh("verify", "--artifact-dir", project.art)
     assert checked.code == 4
     assert "file is not part of the artifact" in checked.err

@@ -216,7 +216,7 @@ def test_a_tensor_that_no_task_changed_costs_nothing_beside_others_that_did(tmp_
         state["embed.weight"] = frozen
     family = write_states(tmp_path / "frozen", load_state(family.base), states)
     artifact = pack(family, tmp_path / "artifact")
-    facts = json.loads((artifact.path / "diagnostics.json").read_text())["per_parameter"]
+    facts = artifact.diagnostics()["per_parameter"]
     assert facts["embed.weight"]["bytes"] == {}
     assert torch.equal(weights_of(artifact, family)["embed.weight"], frozen)
 
@@ -360,7 +360,7 @@ def test_every_storage_rebuilds_tasks_to_the_error_it_records(
     family, tmp_path, basis, basis_dtype, keep_low
 ):
     artifact = pack(family, tmp_path / "a", basis=basis, basis_dtype=basis_dtype, keep_low=keep_low)
-    facts = json.loads((artifact.path / "diagnostics.json").read_text())["per_parameter"]
+    facts = artifact.diagnostics()["per_parameter"]
     for position, task in enumerate(TASKS):
         for name, delta in deltas_of(artifact, task=task).items():
             recorded = facts[name]["reconstruction_errors"][task]["relative_error"]

@@ -68,7 +68,7 @@ def test_weights_and_densities_of_single_tasks():
 def test_profile_parameters_are_overridden_too(family, tmp_path):
     rules = [{"tensors": "layers.*", "low_bits": 2, "energy_threshold": 0.1}]
     coarse = pack(family, tmp_path / "coarse", overrides=rules)
-    fine = pack(family, tmp_path / "fine")
+    fine = pack(family, tmp_path / "fine", profile="hybrid")
     for name in SHAPES:
         errors = [
             relative_error(deltas_of(art, task="ant")[name], family.deltas(name)[0])

@@ -20,6 +20,7 @@ MEASURED = ("diagnostics.json", "manifest.json")
 CLUSTERED = {"weighting": "cluster", "cluster_k": 2}
 CONFIGURATIONS = {
     "default": {},
+    "hybrid": {"profile": "hybrid"},
     "tasks basis": {"basis": "tasks", **CLUSTERED},
     "right basis, all quantised": {
         "basis": "right",
@@ -141,10 +142,11 @@ def test_reload_gives_the_same_bits_for_any_threads_and_any_block(
         assert all(torch.equal(other[name], results[0][name]) for name in other)
 
 
-def test_an_artifact_in_many_shards_gives_the_same_bits(family, tmp_path, monkeypatch):
-    whole = pack(family, tmp_path / "whole")
-    monkeypatch.setattr(writer, "SHARD_BYTES", 500)
-    cut = pack(family, tmp_path / "cut")
+@pytest.mark.parametrize("profile", ["auto", "hybrid"])
+def test_an_artifact_in_many_shards_gives_the_same_bits(family, tmp_path, monkeypatch, profile):
+    whole = pack(family, tmp_path / "whole", profile=profile)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 60)
+    cut = pack(family, tmp_path / "cut", profile=profile)
     shards = [len(list(artifact.path.glob("*/*.safetensors"))) for artifact in (whole, cut)]
     assert shards[1] > shards[0] + 3
     for selection in ({}, {"task": "cat"}):

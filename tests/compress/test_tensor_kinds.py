@@ -43,7 +43,7 @@ def with_tensor(tmp_path, name: str, base: Tensor, tuned: list[Tensor]) -> Famil
 
 
 def facts_of(artifact: Artifact) -> dict[str, dict[str, object]]:
-    return json.loads((artifact.path / "diagnostics.json").read_text())["per_parameter"]
+    return artifact.diagnostics()["per_parameter"]
 
 
 # --- integers ------------------------------------------------------------------------------------

@@ -49,10 +49,15 @@ def test_unquantised_merge_is_the_average_and_every_task_itself(tmp_path, basis)
         assert relative_error(one, delta) < 1e-6, name
 
 
-def test_documented_defaults_lose_what_the_readme_says(tmp_path):
-    result = pack(tmp_path / "a")
-    assert result.relative_error == pytest.approx(1.75e-3, rel=0.02)
-    assert result.bytes["ratio_src"] == pytest.approx(2.20, rel=0.01)
+@pytest.mark.parametrize(
+    ("parameters", "error", "ratio"),
+    [({}, 0.297, 21.0), ({"profile": "hybrid"}, 1.75e-3, 2.20)],
+    ids=["default", "hybrid"],
+)
+def test_documented_defaults_lose_what_the_readme_says(tmp_path, parameters, error, ratio):
+    result = pack(tmp_path / "a", **parameters)
+    assert result.relative_error == pytest.approx(error, rel=0.02)
+    assert result.bytes["ratio_src"] == pytest.approx(ratio, rel=0.01)
     assert Artifact.open(tmp_path / "a").verify(VIT / "base").problems == []
 
 

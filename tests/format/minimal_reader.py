@@ -15,7 +15,7 @@ import re
 import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, 
 SIZES |= {"BOOL": 1}
 STORED = {"F32": "<f4", "F16": "<f2", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
 PATH = re.compile(r"(?:basis|coeffs|masks)/[0-9a-f]{64}\.safetensors")
-DOCUMENTS = {"config.json", "weights.json", "clusters.json", "diagnostics.json", "README.md"}
+DOCUMENTS = {"config.json", "weights.json", "clusters.json", "README.md"}
+DOCUMENTS |= {"diagnostics.json", "diagnostics-tensors.json.zst"}
 INDEX = "index.json.zst"
 
 
@@ -183,7 +184,7 @@ def decode(codec: Mapping[str, Any], arrays: Arrays, rows: int, columns: int) ->
 
 KINDS = {"bitmask": "?", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 KINDS |= dict.fromkeys(("raw", "half", "residual-affine", "F32"), "<f4")
-KINDS |= dict.fromkeys(("sign", "sparse-sign", "zstd-affine"), "<f4")
+KINDS |= dict.fromkeys(("sign", "sparse-sign", "zstd-affine", "integers"), "<f4")
 """What a codec, or a kind of number, gives."""
 
 
@@ -206,6 +207,8 @@ def decode_string(codec: Mapping[str, Any], string: bytes, shape: tuple[int, int
         return sparse_signs(string, shape)
     if codec["name"] == "zstd-affine":
         return zstd_affine(codec["bits"], codec["group_size"], string, shape)
+    if codec["name"] == "integers":
+        return integers(codec["rows"], string, shape)
     dtype = np.dtype(KINDS[codec["number"]])
     count, bits = shape[0] * shape[1], dtype.itemsize * 8
     planes = np.frombuffer(unzstd(b"\x28\xb5\x2f\xfd" + string, count * bits // 8), "u1")
@@ -259,6 +262,242 @@ def zstd_affine(bits: int, group: int, string: bytes, shape: tuple[int, int]) ->
     return to_float32(centred * steps[np.arange(size) // group] * scale).reshape(shape)
 
 
+# --- section 8.9: integers, and the entropy-coded matrix they are ---------------------------------
+
+
+def integers(rows: str, string: bytes, shape: tuple[int, int]) -> Array:
+    scale = 1.0
+    if rows != "unit":
+        require(len(string) > 2, "no integers")
+        word = struct.unpack("<H", string[:2])[0] << 16
+        scale = float(np.uint32(word).view(np.float32))
+        require(0 < scale < math.inf, "scale")
+        string = string[2:]
+    numbers = entropy_coded(string, shape)
+    if rows == "unit":
+        values = np.zeros(shape)
+        for row, out in zip(numbers.tolist(), values, strict=True):
+            square = sum(k * k for k in row)
+            require(square < 2**62, "a row is too large")
+            out[:] = np.array(row, np.float64) * (1.0 / math.sqrt(float(square) or 1.0))
+    elif rows == "scaled":
+        values = numbers * scale
+    else:
+        values = rotated_back(numbers, scale)
+    values = to_float32(values)
+    require(bool(np.isfinite(values).all()), "a value leaves float32")
+    return values
+
+
+def rotated_back(numbers: Array, scale: float) -> Array:
+    columns = numbers.shape[1]
+    sizes = [256] * (columns // 256) + [2**b for b in range(7, -1, -1) if columns % 256 >> b & 1]
+    values, begin = np.zeros(numbers.shape), 0
+    for size in sizes:
+        both = np.arange(size)[:, None] & np.arange(size)
+        odd = sum(both >> bit & 1 for bit in range(8)) % 2
+        sums = numbers[:, begin : begin + size] @ (1 - 2 * odd)
+        values[:, begin : begin + size] = sums * (1.0 / math.sqrt(size) * scale)
+        begin += size
+    digests = [
+        hashlib.sha256(b"svdh-rotation" + struct.pack("<Q", block)).digest()
+        for block in range(-(-columns // 256))
+    ]
+    minus = np.unpackbits(np.frombuffer(b"".join(digests), "u1"), bitorder="little")[:columns]
+    return np.where(minus == 1, -values, values)
+
+
+class Bits:
+    """A bit string; fields of it, one after the other."""
+
+    def __init__(self, octets: bytes) -> None:
+        self.value, self.size, self.at = int.from_bytes(octets, "little"), 8 * len(octets), 0
+
+    def field(self, width: int) -> int:
+        self.at += width
+        require(self.at <= self.size, "a bit string ends early")
+        return self.value >> (self.at - width) & ((1 << width) - 1)
+
+    def close(self) -> None:
+        require(self.size - self.at < 8 and not self.value >> self.at, "filling of a bit string")
+
+
+MAGNITUDES = """1; 1; 1; 1; 2; 4; 8; 16; 32; 64; 128; 256 1; 480 8; 768 56 3; 896 192 30 4
+    896 352 112 30 8 2; 768 448 224 96 40 16 6 2 1; 576 448 288 176 104 56 28 15 8 4 2 1
+    448 384 288 224 160 112 72 48 32 20 12 8 5 3 2 1 1
+    320 288 256 224 192 144 112 88 64 48 36 28 20 15 11 8 5 4 3 2 1 1 1 1"""
+EXPONENTS = [64, 192, 576, 640, 640, 512, 512, 320, 160, 96, *[16] * 24]
+ESCAPE = 63
+Slots = list[tuple[int, int, int]]
+"""For each slot of a table: symbol, frequency, slot - start."""
+
+
+def slots(frequencies: list[tuple[int, int]]) -> Slots:
+    """Of symbols and their frequencies, in the order of the slots."""
+    return [(symbol, f, offset) for symbol, f in frequencies for offset in range(f)]
+
+
+def class_table(k: int) -> Slots:
+    lists = [[int(f) for f in row.split()] for row in MAGNITUDES.replace("\n", ";").split(";")]
+    magnitudes = lists[k - 1 if k <= 20 else 18 + (k - 21) % 2]
+    table = [(31, 4096 - 1 - 2 * sum(magnitudes))]
+    for v, f in enumerate(magnitudes, start=1):
+        table += [(31 - v, f), (31 + v, f)]
+    return slots([*table, (ESCAPE, 1)])
+
+
+def law_table(b: int) -> Slots:
+    f = [1] * 86
+    f[0] = (0, 64, 512, 1536, 2560, 3328, 3712, 3904)[b % 8]
+    left = 4096 - sum(f)
+    moving = left - left * (4, 12, 20, 28, 36, 44, 52, 60)[b // 8 % 8] // 64
+    down = moving * (13 if b & 64 else 8) // 16
+    for side, mass in ((-1, down), (1, moving - down)):
+        for far in range(1, 43):
+            part = mass * (3 if b & 128 else 7) // 8
+            f[43 + side * far] += part
+            mass -= part
+    f[43] += 4096 - sum(f)
+    return slots(list(enumerate(f)))
+
+
+@dataclass
+class Stream:
+    """An entropy-coded matrix from its first byte to its last, and the state of every lane."""
+
+    data: bytes
+    at: int = 0
+    lanes: list[int] = field(default_factory=list)
+    steps: int = 0
+    words: int = 0
+
+    def octets(self, count: int) -> bytes:
+        require(self.at + count <= len(self.data), "a string ends early")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def leb128(self) -> int:
+        value = 0
+        for place in range(5):
+            octet = self.octets(1)[0]
+            value |= (octet & 127) << 7 * place
+            if octet < 128:
+                return value
+        raise DamagedError("a number is too long")
+
+    def word(self) -> int:
+        return int.from_bytes(self.octets(2), "little")
+
+    def open_lanes(self, log: int) -> None:
+        require(7 <= log <= 12, "number of lanes")
+        self.steps = self.leb128()
+        count = 1 << log
+        extra = Bits(self.octets(count // 2))
+        widths = [16 + extra.field(4) for _ in range(count)]
+        low = Bits(self.octets((sum(widths) + 7) // 8))
+        self.lanes = [(1 << width) + low.field(width) for width in widths]
+        low.close()
+
+    def phase(self, table: Slots, count: int) -> list[int]:
+        symbols: list[int] = []
+        several = len(self.lanes) > 1
+        for begin in range(0, count, len(self.lanes)):
+            if several and self.steps == 0:
+                self.lower()
+            for lane in range(min(len(self.lanes), count - begin)):
+                x = self.lanes[lane]
+                symbol, f, offset = table[x % 4096]
+                symbols.append(symbol)
+                x = f * (x // 4096) + offset
+                if x < 65536 and (self.steps if several else self.words) > 0:
+                    require(several or x > 0, "a state is 0 too early")
+                    x = 65536 * x + self.word()
+                    self.words -= 1
+                self.lanes[lane] = x
+            self.steps -= 1
+        return symbols
+
+    def lower(self) -> None:
+        self.lanes = [x - 65536 for x in self.lanes]
+        require(min(self.lanes) >= 0, "a state is too small")
+
+    def finish(self) -> Bits:
+        """The raw bits."""
+        if len(self.lanes) > 1:
+            if self.steps == 0:
+                self.lower()
+            require(self.steps <= 0, "steps")
+        else:
+            require(self.words == 0, "words are left")
+        require(not any(self.lanes), "a state is not 0")
+        return Bits(self.data[self.at :])
+
+
+def lines(symbols: list[int], last: int, least: int, most: int) -> list[int | None]:
+    """Classes of rows or offsets of columns; None for zeros."""
+    found: list[int | None] = []
+    for symbol in symbols:
+        last += symbol - 43 if symbol else 0
+        require(not symbol or least <= last <= most, "a class or an offset is out of range")
+        found.append(last if symbol else None)
+    return found
+
+
+def entropy_coded(data: bytes, shape: tuple[int, int]) -> Array:
+    """The matrix, 64-bit integers that fit 32 bits."""
+    rows, columns = shape
+    stream = Stream(data)
+    code, first = stream.octets(2)
+    row_law = stream.octets(1)[0] if first & 64 else None
+    column_law = stream.octets(1)[0] if code & 64 else None
+    skipped = stream.leb128() if code & 128 else 0
+    require(0 < first % 64 <= 43 and first < 128 and skipped < rows, "head of a string")
+    used, first, log = rows - skipped, first % 64, code % 16
+    require(row_law is not None or used == 1, "another number of rows")
+    if log > 1:
+        require(not code & 48, "head of a string")
+        stream.open_lanes(log)
+    else:
+        words = stream.leb128() if log else None
+        stream.lanes = [int.from_bytes(stream.octets((code >> 4 & 3) + 1), "little")]
+        left = len(data) - stream.at
+        require(words is not None or left % 2 == 0, "half a word")
+        stream.words = left // 2 if words is None else words
+        require(2 * stream.words <= left, "a string ends early")
+    a: list[int | None] = [first]
+    if row_law is not None:
+        a = lines(stream.phase(law_table(row_law), used), first, 1, 43)
+    offsets: list[int | None] = [0] * columns
+    if column_law is not None:
+        offsets = lines(stream.phase(law_table(column_law), columns), 0, -20, 20)
+    of_class: dict[int, list[tuple[int, int]]] = {}
+    for i, row in enumerate(a):
+        for j, column in enumerate(offsets):
+            if row is not None and column is not None:
+                of_class.setdefault(min(max(row + column, 1), 43), []).append((i, j))
+    numbers = [
+        (k, i, j, symbol)
+        for k, places in sorted(of_class.items())
+        for (i, j), symbol in zip(places, stream.phase(class_table(k), len(places)), strict=True)
+    ]
+    count = sum(symbol == ESCAPE for *_, symbol in numbers)
+    exponents = stream.phase(slots(list(enumerate(EXPONENTS))), count)
+    raw = stream.finish()
+    low = [raw.field(max(0, (k - 19) // 2)) for k, *_ in numbers]
+    escaped = iter([(1 << x) + raw.field(x) - 1 for x in exponents])
+    raw.close()
+    matrix = np.zeros(shape, np.int64)
+    for (k, i, j, symbol), bits in zip(numbers, low, strict=True):
+        v = symbol - 31
+        if symbol == ESCAPE:
+            z = next(escaped)
+            v = -(z + 1) // 2 if z % 2 else z // 2
+        shift = max(0, (k - 19) // 2)
+        matrix[i, j] = (v << shift) + bits - (1 << shift) // 2
+    require(bool((matrix == matrix.astype(np.int32)).all()), "an integer beyond 32 bits")
+    return matrix
+
+
 PARAMETERS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "raw": {},
     "half": {},
@@ -276,6 +515,7 @@ PARAMETERS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "bits": lambda x: type(x) is int and 2 <= x <= 8,
         "group_size": lambda x: type(x) is int and 1 <= x <= 1048576,
     },
+    "integers": {"rows": lambda x: x in ("scaled", "rotated", "unit")},
 }
 
 
@@ -345,7 +585,6 @@ class Parts:
         require(values.dtype == bool, f"part {part} is no mask")
         return values == inside
 
-
     def exact(self, part: str, dtype: Any, task: int, shape: tuple[int, int]) -> Entry:
         """The tensor of one task."""
         self.record(part, shape)
@@ -363,6 +602,7 @@ KEYS = {
     "dense": {"part"},
     "exact": {"part", "dtype"},
     "low-rank": {"left", "right", "limbs"},
+    "tucker": {"left", "core", "right", "limbs"},
     "masked": {"mask", "inside", "inner"},
     "scattered": {"mask", "inside", "inner"},
     "flat": {"inner"},
@@ -410,6 +650,19 @@ def evaluate(node: Any, parts: Parts, shape: tuple[int, int], depth: int = 0) ->
         right, right_stacked = parts.leaf(node["right"], (rank, shape[1]))
         delta = exact_product(left, right, node["limbs"])
         return delta if left_stacked or right_stacked else delta * parts.total
+    if op == "tucker":
+        require(type(node["limbs"]) is int and node["limbs"] in (1, 2), "limbs")
+        require(node["core"] in parts.records, "core is not stored")
+        core = parts.records[node["core"]]
+        wanted = ((core["rows"], shape[0]), (core["rows"], core["columns"]))
+        left, left_stacked = parts.leaf(node["left"], wanted[0])
+        middle, middle_stacked = parts.leaf(node["core"], wanted[1])
+        right, right_stacked = parts.leaf(node["right"], (core["columns"], shape[1]))
+        product = to_float32(exact_product(middle.T, right, node["limbs"]))
+        require(bool(np.isfinite(product).all()), "core · right leaves float32")
+        delta = exact_product(left, product, node["limbs"])
+        stacked = left_stacked or middle_stacked or right_stacked
+        return delta if stacked else delta * parts.total
     if op in ("masked", "scattered"):
         require(type(node["inside"]) is bool, "inside")
         selected = parts.mask(node["mask"], shape, node["inside"])
@@ -444,7 +697,8 @@ def task_by_task(node: Mapping[str, Any], parts: Parts) -> bool:
         return parts.stacked(node["mask"])
     if node["op"] == "exact":
         return True
-    return node["op"] == "low-rank" and parts.stacked(node["left"]) and parts.stacked(node["right"])
+    leaves = {"low-rank": ("left", "right"), "tucker": ("left", "core", "right")}
+    return sum(parts.stacked(node[key]) for key in leaves.get(node["op"], ())) > 1
 
 
 def exponents_above(x: Array) -> Array:

@@ -18,7 +18,13 @@ from svd_hybrid.artifact import layout
 from svd_hybrid.artifact.manifest import manifest_from_json
 from svd_hybrid.artifact.schema import load_schema, schema_path
 from svd_hybrid.codec import CODECS, StreamCodec, codec_from_json, codec_to_json
+from svd_hybrid.codec.entropy.alphabet import CLASSES
+from svd_hybrid.codec.entropy.defaults import default_magnitudes
+from svd_hybrid.codec.entropy.escapes import EXPONENT_TABLE
+from svd_hybrid.codec.entropy.lines import LAWS, law_frequencies
+from svd_hybrid.codec.entropy.stream import MOST_LANES_LOG
 from svd_hybrid.codec.half import LARGEST_EXPONENT
+from svd_hybrid.codec.integers import MOST_SQUARES_LOG
 from svd_hybrid.codec.residual import LARGEST_GROUP, MOST_STAGES
 from svd_hybrid.delta.evaluate import ExactRows, Mix, evaluate
 from svd_hybrid.delta.serial import DEEPEST, KNOWN_OPS, expr_from_json
@@ -26,10 +32,12 @@ from svd_hybrid.errors import ArtifactError, BaseMismatchError, UnsafeError, Ver
 from svd_hybrid.io.family import LARGEST_DELTA
 from svd_hybrid.io.tensors import DTYPES, raw_bytes, tensor_digest
 from svd_hybrid.numerics.bit_patterns import PATTERN_BLOCK
+from svd_hybrid.numerics.hadamard import LARGEST_BLOCK, SEED
 from svd_hybrid.numerics.reproducible import round_once
 from tests.format import minimal_reader
 
 TEXT = schema_path("FORMAT.md").read_text(encoding="utf-8")
+SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 EXAMPLES = ("fingerprint", "codec", "expression", "rounding")
 
 
@@ -204,6 +212,24 @@ def test_every_codec_has_its_section(name):
     assert any(example["codec"]["name"] == name for example in examples("codec"))
 
 
+def test_the_frequencies_listed_are_those_of_the_coder():
+    rows = re.findall(r"^ {1,2}(\d+) {4}([\d ]+)$", TEXT, re.MULTILINE)
+    listed = {int(k): tuple(map(int, numbers.split())) for k, numbers in rows}
+    assert list(listed) == list(range(1, 21))
+    for k in range(1, CLASSES):
+        assert default_magnitudes(k) == listed[k if k <= 20 else 19 + (k - 21) % 2]
+    (exponents,) = re.findall(r"^\*Exponents\*.*: ([\d ]+), and 24 times 16\.$", TEXT, re.MULTILINE)
+    assert EXPONENT_TABLE.freqs.tolist() == [*map(int, exponents.split()), *[16] * 24]
+
+
+@pytest.mark.parametrize("law", range(LAWS))
+def test_laws_of_the_reader_are_those_of_the_coder(law):
+    slots = minimal_reader.law_table(law)
+    assert len(slots) == 4096
+    counts = np.bincount([symbol for symbol, _, _ in slots], minlength=86)
+    assert counts.tolist() == law_frequencies(law).tolist()
+
+
 @pytest.mark.parametrize("op", KNOWN_OPS)
 def test_every_operation_has_its_row_and_an_example(op):
     assert re.search(rf"^\| `{op}` \|", TEXT, re.MULTILINE)
@@ -241,6 +267,11 @@ def test_every_limit_is_the_one_in_the_code():
     assert f"outside -{LARGEST_EXPONENT} … {LARGEST_EXPONENT}" in TEXT
     assert f"| `stages` | integer 1 … {MOST_STAGES} |" in TEXT
     assert f"| `group_size` | integer 0 … {LARGEST_GROUP} |" in TEXT
+    assert f"| 2³¹ · 2{str(MOST_SQUARES_LOG).translate(SUPERSCRIPT)} - 1 |" in TEXT
+    assert f"2{str(MOST_SQUARES_LOG).translate(SUPERSCRIPT)} when" in TEXT.replace("\n", " ")
+    assert f"(integers) | {LARGEST_BLOCK} · {1 << MOST_LANES_LOG} |" in TEXT
+    assert f"7 … {MOST_LANES_LOG}: 2^L lanes" in TEXT
+    assert f"`{SEED.decode()}`" in TEXT
     assert LARGEST_DELTA == 2.0**100
     assert "2¹⁰⁰" in TEXT
     versions = (layout.OLDEST_READABLE, layout.WRITTEN, layout.NEWEST_READABLE)

@@ -145,6 +145,17 @@ CASES: dict[str, dict[str, Any]] = {
     "one task": {"count": 1},
     "one task masked": {"count": 1, "masked": True, "include_noise": True},
     "five tasks": {"count": 5, "weighting": "cluster"},
+    "auto": {"profile": "auto"},
+    "auto, fine": {"profile": "auto", "target_error": 1e-3},
+    "auto, least error": {"profile": "auto", "objective": "error", "step": 0.05},
+    "auto, one task": {"profile": "auto", "count": 1, "step": 0.3},
+    "auto, masks": {"profile": "auto", "masked": True, "step": 0.05},
+    "auto, a stored merge": {
+        "profile": "auto",
+        "method": "ties",
+        "step": 0.05,
+        "store_tasks": "on",
+    },
     "low directions only in stages": {"max_rank": 1, "energy_threshold": 0.01, "rtvq_stages": 3},
 }
 
@@ -205,6 +216,38 @@ def test_a_product_of_many_directions(tmp_path):
         parts = minimal_reader.Artifact(artifact).tensors[0]["parts"]
         assert max(part["rows"] for part in parts.values()) > 32
         assert_readers_agree(tmp_path, artifact, list(tasks), [{"alpha": 0.3, "beta": -0.2}])
+
+
+@pytest.mark.parametrize("objective", ["quality", "error"])
+@pytest.mark.parametrize("step", [0.003, 0.1])
+def test_factors_shared_bases_and_rotated_rests(tmp_path, objective, step):
+    """Matrices large enough for every kind of row, and for several lanes."""
+    noise = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=noise, dtype=torch.float64)
+
+    shapes = {"own": (90, 70), "shared": (70, 90), "lanes": (150, 301)}
+    base = {name: normal(*shape).float() for name, shape in shapes.items()}
+    left, right = normal(70, 3), normal(3, 90)
+    tasks = {}
+    for task in NAMES[:2]:
+        delta = {
+            "own": 0.3 * normal(90, 1) @ normal(1, 70) + 0.02 * normal(90, 70),
+            "shared": left @ normal(3, 3) @ right / 3 + 0.02 * normal(70, 90),
+            "lanes": 0.05 * normal(150, 301),
+        }
+        tasks[task] = {name: (base[name] + x).float() for name, x in delta.items()}
+    write_family(tmp_path, base, tasks)
+    artifact = compress_family(
+        tmp_path, list(tasks), profile="auto", objective=objective, step=step
+    )
+    text = str(read_record(artifact))
+    assert "'low-rank'" in text
+    fine = step < 0.01
+    assert ("'tucker'" in text) == (not fine or objective == "quality")
+    assert ("'rotated'" in text) == (not fine and objective == "quality")
+    assert_readers_agree(tmp_path, artifact, list(tasks), [{"alpha": 0.3, "beta": -0.2}])
 
 
 def test_blocks_and_panels_change_no_bit(tmp_path, monkeypatch):

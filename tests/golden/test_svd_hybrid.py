@@ -371,7 +371,7 @@ def compress_case(case: Case, folder: Path) -> Run:
         basis="tasks",
         **parameters,
     )
-    diagnostics = json.loads((folder / "artifact" / "diagnostics.json").read_text())
+    diagnostics = Artifact.open(folder / "artifact").diagnostics()
     return Run(
         case,
         dict(Artifact.open(folder / "artifact").iter_tensors()),

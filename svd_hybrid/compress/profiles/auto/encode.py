@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product as product_of
 from typing import Any
 
 import torch
@@ -29,12 +30,17 @@ from svd_hybrid.compress.profiles.auto.factors import (
     least_energy,
     product,
     resolved,
+    rest_cost,
     shared_factors,
     strongest_directions,
     task_factors,
 )
 from svd_hybrid.compress.profiles.auto.kinds import error_weight, is_small
-from svd_hybrid.compress.profiles.auto.rest import CodedRest, closest_rest, unbiased_rest
+from svd_hybrid.compress.profiles.auto.rest import (
+    CodedRest,
+    closest_rest,
+    unbiased_rest,
+)
 from svd_hybrid.compress.profiles.base import EncodedStack, Profile, masked_stack
 from svd_hybrid.compress.profiles.params import AutoParams
 from svd_hybrid.delta.expr import Dense, Expr, LowRank, Sum, Tucker
@@ -64,6 +70,9 @@ def encode(
     return coded.stored(prefix, stack[0].numel() if mask is None else int(mask.sum()))
 
 
+WORTHS = (1.0, 0.3, 0.1, 0.03)
+"""What energy may be worth that is left to the rest: all, where that is lost, or the bits it
+takes."""
 FINE = 2.0**-10
 """Step over deviation below which float32 would not do for the encoder's own arithmetic."""
 
@@ -116,23 +125,36 @@ class _Coded:
             self.factors = resolved(self.factors, left, steps.factors)
 
     def _plan(self, tasks: Sequence[Tensor]) -> Factors | None:
-        """The plan with the least squared error plus priced bits; None for no factors."""
+        """The plan with the least cost; None for no factors."""
         step = self.steps.factors
         limits = self.params.max_rank, self.params.energy_threshold
         least = least_energy(*self.shape, step, len(tasks))
         found = [strongest_directions(x, least, *limits) for x in tasks]
-        best: Factors | None = None
-        lowest = sum(squared_norm(x) for x in tasks)
-        for plan in (task_factors(tasks, found, step), shared_factors(tasks, found, step)):
-            if plan is None:
-                continue
-            error = sum(
-                squared_norm(x - product(plan, task, step, x.dtype)) for task, x in enumerate(tasks)
-            )
-            price = error + PRICE * step**2 * factor_bits(plan)
-            if price < lowest:
-                best, lowest = plan, price
+        best, lowest = None, self._cost(None, tasks)
+        kinds = (task_factors, shared_factors)
+        worths = WORTHS if self.params.objective == "error" else WORTHS[:1]
+        for make, worth in product_of(kinds if len(tasks) > 1 else kinds[:1], worths):
+            plan = make(tasks, found, step, worth)
+            if plan is not None and (cost := self._cost(plan, tasks)) < lowest:
+                best, lowest = plan, cost
         return best
+
+    def _cost(self, plan: Factors | None, tasks: Sequence[Tensor]) -> float:
+        """Squared error plus priced bits of a plan with its rest.
+
+        With the objective `quality` the rest's bits hardly depend on its energy, for its noise
+        follows that: there the energy itself stands for the cost.
+        """
+        step = self.steps.factors
+        cost = 0.0 if plan is None else PRICE * step**2 * factor_bits(plan)
+        for task, x in enumerate(tasks):
+            left = x if plan is None else x - product(plan, task, step, x.dtype)
+            energy = squared_norm(left)
+            if self.params.objective == "error":
+                cost += rest_cost(energy, x.numel(), step)
+            else:
+                cost += energy
+        return cost
 
     def _rest(self, x: Tensor, task: int) -> CodedRest | None:
         if self.factors is not None:

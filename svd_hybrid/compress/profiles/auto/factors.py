@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from svd_hybrid.codec.integers import unit_rows
 from svd_hybrid.numerics.energy import rank_for_energy
 from svd_hybrid.numerics.linalg import canonical_signs
-from svd_hybrid.numerics.rounding import rounding_bits, rounding_distortion
+from svd_hybrid.numerics.rounding import NEAREST, rounding_bits, rounding_distortion
 from svd_hybrid.numerics.symmetric import eigenvalues, eigenvectors, gram_of_columns
 
 HALVINGS = 12
@@ -28,6 +29,8 @@ PRICE = 2 * math.log(2) / 12
 """Squared steps that one bit is worth: the slope of distortion against bits at fine steps."""
 
 
+THRESHOLDS = (0.5, 0.55, 0.6, 0.65)
+"""Fractions of a step from which magnitudes may be rounded up: late ones save bits when coarse."""
 NEGLIGIBLE = 1e-6
 """Share of the largest energy below which what columns span is rounding."""
 RIDGE = 1e-9
@@ -140,17 +143,36 @@ def least_energy(m: int, n: int, step: float, tasks: int) -> float:
     return high / (SHARED_REACH if tasks > 1 else 1.0)
 
 
-def number_costs(energies: Tensor, count: int, step: float) -> Tensor:
+def number_costs(energies: Tensor, count: int, step: float, up_from: float = NEAREST) -> Tensor:
     """Squared error plus priced bits of `count` numbers that share each energy.
 
     Args:
         energies: any shape, float64.
         count: numbers that share one.
         step: they are rounded to.
+        up_from: fraction of the step from which magnitudes are rounded up.
     """
     variances = (energies.to(torch.float64) / (count * step**2)).numpy()
-    costs = rounding_distortion(variances) + PRICE * rounding_bits(variances)
+    bits = rounding_bits(variances, up_from)
+    costs = rounding_distortion(variances, up_from) + PRICE * bits
     return torch.from_numpy(np.asarray(costs)) * (count * step**2)
+
+
+def rest_cost(energy: float, count: int, step: float) -> float:
+    """Squared error plus priced bits of a rest that is rounded, or its energy if that is less.
+
+    Args:
+        energy: squared norm of the rest.
+        count: of its numbers.
+        step: they are rounded to.
+    """
+    return min(energy, float(threshold_costs(energy, count, step).min()))
+
+
+def threshold_costs(energy: float, count: int, step: float) -> NDArray[np.float64]:
+    """Cost of rounding numbers, for each of THRESHOLDS; arguments as for `rest_cost`."""
+    whole = torch.tensor([energy], dtype=torch.float64)
+    return np.array([float(number_costs(whole, count, step, up)) for up in THRESHOLDS])
 
 
 def paying(gains: Tensor, costs: Tensor) -> int:
@@ -165,7 +187,7 @@ def rounded_basis(vectors: Tensor, energies: Tensor, step: float) -> Tensor:
 
 
 def task_factors(
-    stack: Sequence[Tensor], found: Sequence[Directions], step: float
+    stack: Sequence[Tensor], found: Sequence[Directions], step: float, worth: float = 1.0
 ) -> TaskFactors | None:
     """Every task's own factors; None when no direction pays.
 
@@ -173,13 +195,14 @@ def task_factors(
         stack: per task (m, n).
         found: the directions of each.
         step: of basis and coefficients.
+        worth: what a unit of energy costs that is left to the rest.
     """
     m, n = stack[0].shape
     bases, coefficients = [], []
     for x, directions in zip(stack, found, strict=True):
         energies = directions.energies
         costs = number_costs(energies, m, step) + number_costs(energies, n, step)
-        rank = paying(energies, costs)
+        rank = paying(energies * worth, costs)
         basis = rounded_basis(directions.left[:, :rank], energies[:rank], step)
         bases.append(basis)
         coefficients.append(solved(unit_rows(basis), x, step))
@@ -189,7 +212,7 @@ def task_factors(
 
 
 def shared_factors(
-    stack: Sequence[Tensor], found: Sequence[Directions], step: float
+    stack: Sequence[Tensor], found: Sequence[Directions], step: float, worth: float = 1.0
 ) -> SharedFactors | None:
     """Bases for all tasks and their cores; None when none pays.
 
@@ -197,6 +220,7 @@ def shared_factors(
         stack: per task (m, n).
         found: the directions of each: together they span what may be worth coding.
         step: of bases and cores.
+        worth: what a unit of energy costs that is left to the rest.
     """
     m, n = stack[0].shape
     lefts = [d.left * d.energies.sqrt() for d in found]
@@ -205,7 +229,7 @@ def shared_factors(
     if not (len(left_energies) and len(right_energies)):
         return None
     energies = torch.stack([(left.T @ d.left @ (d.right @ right)) ** 2 for d in found])
-    gains = (energies - number_costs(energies, 1, step)).clamp_min(0).sum(0)
+    gains = (energies * worth - number_costs(energies, 1, step)).clamp_min(0).sum(0)
     p = paying(gains.sum(1), number_costs(left_energies, m, step))
     q = paying(gains[:p].sum(0), number_costs(right_energies, n, step))
     left_rows = rounded_basis(left[:, :p], left_energies[:p], step)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from svd_hybrid.codec.integers import stored_scale
+from svd_hybrid.compress.profiles.auto.factors import THRESHOLDS, threshold_costs
 from svd_hybrid.numerics.hadamard import rotate, rotate_back
 from svd_hybrid.numerics.rounding import step_for_noise
 
@@ -24,8 +25,6 @@ ROTATED_FROM = 2.0
 """Step in standard deviations from which rows are rotated."""
 PEAKED = 0.55
 """Mean magnitude over deviation (Gaussian: 0.8) below which rows are sparse: not rotated."""
-DEAD_ZONE = 0.4
-"""Where magnitudes are rounded up when squared error counts: bits saved for little error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,9 @@ def closest_rest(rest: Tensor, step: float) -> CodedRest | None:
         step: multiples of it are stored.
     """
     wide = rest
-    numbers = torch.sign(wide) * (wide.abs() / step + DEAD_ZONE).floor_()
+    energy = float(torch.linalg.vector_norm(rest, dtype=torch.float64)) ** 2
+    threshold = THRESHOLDS[int(threshold_costs(energy, rest.numel(), step).argmin())]
+    numbers = torch.sign(wide) * (wide.abs() / step + (1.0 - threshold)).floor_()
     square = float(numbers.square().sum(dtype=torch.float64))
     if square == 0.0:
         return None
