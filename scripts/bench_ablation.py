@@ -74,7 +74,7 @@ QUALITY: Mapping[str, Sequence[Patch]] = {
     "rest scaled for least squares": ((auto, "unbiased_rest", _closest),),
     "no rest": ((auto, "unbiased_rest", _never),),
     "no rotation": ((rest, "ROTATED_FROM", math.inf),),
-    "coefficients not solved anew": ((auto, "resolved", lambda plan, *_: plan),),
+    "coefficients not solved anew": ((auto, "with_coefficients", lambda plan, _: plan),),
 }
 ERRORS = (0.5, 0.3, 0.15)
 STEPS = (3.0, 1.7, 0.9, 0.45)

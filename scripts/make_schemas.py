@@ -44,8 +44,8 @@ def keys_of(params: type[Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(params)
     keys = {}
     for field in fields(params):
-        if field.name in ("parameters", "overrides"):
-            continue  # where the keys of method and profile are kept; rules for single tensors
+        if field.name in ("parameters", "overrides", "profile_implied"):
+            continue  # where keys of method and profile are kept; rules for single tensors; a fact
         value = list(field.default) if isinstance(field.default, tuple) else field.default
         default = {} if field.default is MISSING else {"default": value}
         keys[field.name] = (

@@ -107,7 +107,7 @@ class StepSearch:
 
         Args:
             size: bytes of its directory.
-            error: relative error that was measured; None when it was not.
+            error: relative error of what is stored, as measured; None when it was not.
 
         Raises:
             UsageError: the target is out of reach.
@@ -248,8 +248,8 @@ class StepSearch:
             mask = self.stream.masks.combined(name) if masked else None
             encoded = encode_tensor(stack.deltas, mask, measured, own)
             nbytes += stands_for * encoded.nbytes
-            error_sq += stands_for * sum(task.whole.error_sq for task in encoded.errors)
-            original_sq += stands_for * sum(task.whole.original_sq for task in encoded.errors)
+            error_sq += stands_for * sum(task.stored.error_sq for task in encoded.errors)
+            original_sq += stands_for * sum(task.stored.original_sq for task in encoded.errors)
             if self.progress:
                 self.progress("search", done, len(self._sample))
             self.stream.source.recycle(stack.deltas)

@@ -52,6 +52,7 @@ class Diagnostics:
     delta_scalars: int = 0
     notes: list[str] = field(default_factory=list)
     totals: list[ErrorSums] = field(default_factory=list)
+    stored_total: ErrorSums = field(default_factory=ErrorSums)
     tasks_measured: bool = False
     merge_total: ErrorSums | None = None
     merge_bytes: int = 0
@@ -71,6 +72,8 @@ class Diagnostics:
         if encoded.parts:
             self.delta_scalars += info.count
         self._count_errors([error.whole for error in encoded.errors])
+        for error in encoded.errors:
+            self.stored_total.merge(error.stored)
         self._facts(name, info).update(_parameter_facts(info, encoded, self.tasks))
 
     def add_merge(self, name: str, info: TensorInfo, merge: EncodedMerge, *, tasks: bool) -> None:
@@ -122,6 +125,12 @@ class Diagnostics:
         for total in self.totals:
             family.merge(total)
         return family.relative_error
+
+    @property
+    def stored_error(self) -> float | None:
+        """The same over the scalars that are stored: what a mask leaves out does not count."""
+        measured = self.relative_error is not None
+        return self.stored_total.relative_error if measured else None
 
     @property
     def task_errors(self) -> list[float | None]:

@@ -141,7 +141,7 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
             config = search.propose() if search else request.config
             manifest, diagnostics = family.write(staging, config, progress)
             size = sum(manifest.breakdown.values())
-            if search is None or search.accepts(size, diagnostics.relative_error):
+            if search is None or search.accepts(size, diagnostics.stored_error):
                 break
             shutil.rmtree(staging)
             staging.mkdir()
@@ -344,7 +344,9 @@ def _size_notes(sizes: Mapping[str, Any], plan: RunPlan) -> list[str]:
     if sizes["bytes_artifact"] < sizes["bytes_replaced"] or sizes["bytes_replaced"] < TOY_BYTES:
         return []
     smaller = []
-    if plan.encodes_tasks:
+    if plan.encodes_tasks and plan.config.profile == "auto":
+        smaller.append("a larger --target-error")
+    if plan.encodes_tasks and plan.config.profile == "hybrid":
         smaller.append("--rtvq-stages 1, --no-center and --basis-dtype auto")
     if plan.stores_merge and plan.config.merged_dtype == "fp32":
         smaller.append("--merged-dtype fp16")

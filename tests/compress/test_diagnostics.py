@@ -73,7 +73,8 @@ def diagnostics_of(artifact: Artifact) -> dict[str, Any]:
 def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[FamilyFiles, Artifact]:
     folder = tmp_path_factory.mktemp("everything")
     family = family_with_everything(folder)
-    return family, pack(family, folder / "artifact", weighting="cluster", cluster_k=2)
+    parameters = {"profile": "hybrid", "weighting": "cluster", "cluster_k": 2}
+    return family, pack(family, folder / "artifact", **parameters)
 
 
 def test_every_field_of_the_original_diagnostics_is_there(everything):
@@ -234,7 +235,8 @@ def test_under_a_mask_errors_count_what_is_stored_and_again_what_is_not(tmp_path
     (tmp_path / "masks").mkdir()
     for task in TASKS:
         save_file(mask, tmp_path / "masks" / f"{task}_mask.safetensors")
-    artifact = pack(family, tmp_path / "artifact", mask_dir=tmp_path / "masks")
+    masks = tmp_path / "masks"
+    artifact = pack(family, tmp_path / "artifact", mask_dir=masks, profile="hybrid")
     per_parameter = diagnostics_of(artifact)["per_parameter"]
     for name, selected in mask.items():
         facts = per_parameter[name]
@@ -337,7 +339,7 @@ def test_the_result_of_compress_says_what_the_document_says(tmp_path):
     from svd_hybrid import compress
 
     family = write_family(tmp_path, tasks=TASKS, seed=26)
-    result = compress(family.base, family.tasks, tmp_path / "artifact")
+    result = compress(family.base, family.tasks, tmp_path / "artifact", profile="hybrid")
     artifact = Artifact.open(tmp_path / "artifact")
     document = diagnostics_of(artifact)
     assert result.bytes["breakdown"] == document["bytes"]["breakdown"]

@@ -368,6 +368,7 @@ def compress_case(case: Case, folder: Path) -> Run:
         folder / "artifact",
         mask_dir=write_masks(case, folder / "masks") if mask_case(case) else None,
         performance_file=performance,
+        profile="hybrid",
         basis="tasks",
         **parameters,
     )

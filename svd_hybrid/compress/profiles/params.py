@@ -215,7 +215,8 @@ class AutoParams:
     )
     target_error: float | None = _parameter(
         None,
-        f"relative error of the deltas to keep to, in (0, 2]; {DEFAULT_ERROR} without a target",
+        f"relative error of the deltas to keep to, in (0, 2]; what a mask leaves out does not "
+        f"count; {DEFAULT_ERROR} without a target",
     )
     target_bits: float | None = _parameter(
         None, "bits per parameter and task that the directory may take, all files counted"

@@ -29,15 +29,17 @@ from svd_hybrid.compress.profiles.auto.factors import (
     factor_bits,
     least_energy,
     product,
-    resolved,
     rest_cost,
     shared_factors,
+    solved_again,
     strongest_directions,
     task_factors,
+    with_coefficients,
 )
 from svd_hybrid.compress.profiles.auto.kinds import error_weight, is_small
 from svd_hybrid.compress.profiles.auto.rest import (
     CodedRest,
+    PackedRest,
     closest_rest,
     unbiased_rest,
 )
@@ -116,13 +118,17 @@ class _Coded:
         fine = steps.factors < FINE * (squared_norm(stack) / stack.numel()) ** 0.5
         tasks = list(stack.to(torch.float64 if fine else torch.float32))
         self.factors = None if is_small(self.shape) else self._plan(tasks)
-        self.rests = [self._rest(x, task) for task, x in enumerate(tasks)]
-        if self.factors is not None and steps.noise > steps.factors**2 / 12:
-            left = [
-                x if rest is None else x - rest.decoded()
-                for x, rest in zip(tasks, self.rests, strict=True)
-            ]
-            self.factors = resolved(self.factors, left, steps.factors)
+        noisy = params.objective == "quality" and steps.noise > steps.factors**2 / 12
+        own: list[Tensor] = []
+        self.rests: list[PackedRest | None] = []
+        for task, x in enumerate(tasks):  # one task's numbers in memory, the others as strings
+            rest = self._rest(x, task)
+            if self.factors is not None and noisy:
+                left = x if rest is None else x - rest.decoded()
+                own.append(solved_again(self.factors, task, left, steps.factors))
+            self.rests.append(None if rest is None else rest.packed())
+        if self.factors is not None and noisy:
+            self.factors = with_coefficients(self.factors, own)
 
     def _plan(self, tasks: Sequence[Tensor]) -> Factors | None:
         """The plan with the least cost; None for no factors."""
@@ -186,8 +192,7 @@ class _Coded:
             name = "coeff_turned" if rotated else "coeff_rest"
             codec = IntegersCodec("rotated" if rotated else "scaled")
             strings = tuple(
-                codec.pack(rest.numbers, rest.scale) if rest and rest.rotated == rotated else b""
-                for rest in self.rests
+                rest.string if rest and rest.rotated == rotated else b"" for rest in self.rests
             )
             if any(strings):
                 parts[name] = EncodedPart(codec, m, n, True, {}, strings)

@@ -280,14 +280,18 @@ def solved_core(left: Tensor, right: Tensor, x: Tensor, step: float) -> Tensor:
     return (on_both / step).round().to(torch.int32)
 
 
-def resolved(factors: Factors, stack: Sequence[Tensor], step: float) -> Factors:
-    """The same bases with coefficients solved anew for other matrices."""
+def solved_again(factors: Factors, task: int, x: Tensor, step: float) -> Tensor:
+    """A task's coefficients or core, int32, on the same bases for another matrix."""
     if isinstance(factors, SharedFactors):
-        cores = (solved_core(factors.left, factors.right, x, step) for x in stack)
-        return SharedFactors(factors.left, factors.right, tuple(cores))
-    pairs = zip(factors.bases, stack, strict=True)
-    coefficients = (solved(unit_rows(basis), x, step) for basis, x in pairs)
-    return TaskFactors(factors.bases, tuple(coefficients))
+        return solved_core(factors.left, factors.right, x, step)
+    return solved(unit_rows(factors.bases[task]), x, step)
+
+
+def with_coefficients(factors: Factors, own: Sequence[Tensor]) -> Factors:
+    """The same bases with other coefficients or cores, one per task."""
+    if isinstance(factors, SharedFactors):
+        return SharedFactors(factors.left, factors.right, tuple(own))
+    return TaskFactors(factors.bases, tuple(own))
 
 
 def product(factors: Factors, task: int, step: float, dtype: torch.dtype) -> Tensor:

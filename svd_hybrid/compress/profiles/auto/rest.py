@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svd_hybrid.codec.integers import stored_scale
+from svd_hybrid.codec.integers import IntegersCodec, stored_scale
 from svd_hybrid.compress.profiles.auto.factors import THRESHOLDS, threshold_costs
 from svd_hybrid.numerics.hadamard import rotate, rotate_back
 from svd_hybrid.numerics.rounding import step_for_noise
@@ -46,6 +46,19 @@ class CodedRest:
         if self.rotated:
             return rotate_back(self.numbers, self.scale)
         return (self.numbers.to(torch.float64) * self.scale).to(torch.float32)
+
+    def packed(self) -> PackedRest:
+        """The rest as its string."""
+        codec = IntegersCodec("rotated" if self.rotated else "scaled")
+        return PackedRest(codec.pack(self.numbers, self.scale), self.rotated)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRest:
+    """One task's rest as it is stored."""
+
+    string: bytes
+    rotated: bool
 
 
 def unbiased_rest(rest: Tensor, noise: float, *, may_rotate: bool) -> CodedRest | None:
