@@ -160,7 +160,11 @@ def test_the_configuration_schema_knows_every_key_and_its_default():
     every = [CompressConfig(method=name).to_json() for name in METHODS]
     every += [CompressConfig(profile=name).to_json() for name in PROFILE_PARAMS]
     assert set(schema["properties"]) == {"tasks"}.union(*every)
-    own = {field.name for field in fields(CompressConfig)} - {"method", "parameters"}
+    own = {field.name for field in fields(CompressConfig)} - {
+        "method",
+        "parameters",
+        "profile_implied",
+    }
     for key in own:
         assert schema["properties"][key]["default"] == every[0][key]
         assert schema["properties"][key]["description"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from svd_hybrid import Artifact, compress
@@ -17,7 +18,15 @@ from svd_hybrid.compress.profiles.base import EncodedStack, squared_error
 from svd_hybrid.compress.profiles.params import AutoParams
 from svd_hybrid.errors import SvdhError
 from svd_hybrid.numerics.rounding import rounding_bits
-from tests.families import FamilyFiles, State, deltas_of, pack, relative_error, write_states
+from tests.families import (
+    FamilyFiles,
+    State,
+    deltas_of,
+    load_state,
+    pack,
+    relative_error,
+    write_states,
+)
 from tests.format.families import read_record
 
 OBJECTIVES = ("quality", "error")
@@ -93,6 +102,26 @@ def mixed(tasks: int = 3, seed: int = 0) -> State:
         "shared.weight": 0.1 * shared[0] @ cores @ shared[1]
         + 0.02 * normal(tasks, 40, 56, seed=seed + 11),
     }
+
+
+def test_the_target_counts_what_a_mask_selects(tmp_path):
+    """What the mask leaves out is lost whatever the step."""
+    family = write(tmp_path / "family", mixed())
+    names = load_state(family.base)
+    mask = {name: torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+            for name, x in names.items()}  # fmt: skip
+    (tmp_path / "masks").mkdir()
+    for task in family.tasks:
+        save_file(mask, tmp_path / "masks" / f"{task}_mask.safetensors")
+    artifact = pack(family, tmp_path / "art", mask_dir=tmp_path / "masks", target_error=0.2)
+    lost = kept = 0.0
+    for name, got in rebuilt(artifact).items():
+        where = mask[name] if int(mask[name].sum()) >= 10 else torch.ones_like(mask[name])
+        want = family.deltas(name)[:, where]
+        lost += float((got.double()[:, where] - want).square().sum())
+        kept += float(want.square().sum())
+    assert 0.15 < math.sqrt(lost / kept) <= 0.2
+    assert artifact.diagnostics()["summary"]["relative_error"] > 0.5
 
 
 # --- every kind of family ------------------------------------------------------------------------
