@@ -20,6 +20,7 @@ from svd_hybrid.artifact.schema import validate
 from svd_hybrid.errors import ArtifactError
 from svd_hybrid.frames import compress, decompress_stated
 
+ENERGY_DIGITS = 7  # one number a tensor, which people compare with their own
 VERSION = 1
 PRECISIONS = ((4, 4, 4), (3, 2, 3), (2, 1, 3))
 """Digits of a number and of the largest and the mean error, and decimals of the angle."""
@@ -96,7 +97,7 @@ def pack(
     digits, fewer, decimals = precision
     columns: dict[str, list[Any]] = {
         "k": [row.get("k") for row in rows],
-        "energy_retained": [_rounded(row.get("energy_retained"), digits) for row in rows],
+        "energy_retained": [_rounded(row.get("energy_retained"), ENERGY_DIGITS) for row in rows],
         "masked_size": [row.get("masked_size") for row in rows],
         "scalars": [row.get("basis", {}).get("D") for row in rows],
         "directions": [row.get("basis", {}).get("directions") for row in rows],
@@ -242,7 +243,7 @@ def _runs(ordinals: Sequence[int]) -> list[list[int]]:
 def _packed_noise(basis: Mapping[str, Any] | None, digits: int) -> list[Any] | None:
     if basis is None:
         return None
-    energy = _rounded(basis["energy_retained"], digits)
+    energy = _rounded(basis["energy_retained"], ENERGY_DIGITS)
     return [basis["k"], basis["D"], basis["directions"], energy]
 
 

@@ -245,9 +245,7 @@ class ArtifactParts:
                 assert record.spans is not None  # as __init__ of the reader has checked
                 return decode_slice(codec, self.reader.string(record.spans[task or 0]), shape)
             names = codec.layout((1, *shape))
-            arrays = {
-                n: self.reader.array(array_name(self.ordinal, part, n), task) for n in names
-            }
+            arrays = {n: self.reader.array(array_name(self.ordinal, part, n), task) for n in names}
             return codec.decode(arrays, (1, *shape))[0]
         except ArtifactError as error:
             error.where = (

@@ -137,9 +137,7 @@ def is_variance(name: str) -> bool:
     return name.endswith("running_var")
 
 
-def last_step(
-    base: Tensor, change: Tensor | None, dtype: torch.dtype, *, variance: bool
-) -> Tensor:
+def last_step(base: Tensor, change: Tensor | None, dtype: torch.dtype, *, variance: bool) -> Tensor:
     """Base plus delta, rounded once; scalars whose delta is 0 are the base's.
 
     Args:

@@ -248,8 +248,10 @@ def test_a_manifest_that_misplaces_slices_is_refused(family, case):
 
 VERIFIED: dict[str, Callable[[dict[str, Any]], object]] = {
     "bytes that no slice has": lambda m: move(coeff(m, 3), 0, -1),
-    "a string nobody names": lambda m: m["tensors"][3]["parts"].pop("coeff")
-    and m["tensors"][3].update(task={"op": "dense", "part": "fixed"}),
+    "a string nobody names": lambda m: (
+        m["tensors"][3]["parts"].pop("coeff")
+        and m["tensors"][3].update(task={"op": "dense", "part": "fixed"})
+    ),
     "slices of two tasks in one shard": swap,
 }
 

@@ -398,8 +398,8 @@ def test_a_tensor_without_any_mask_is_whole(tmp_path):
 
 
 def encoded_with(deltas, mask):
-    """Two tasks' deltas under the default configuration (a mask counts from 10 scalars on)."""
-    config = resolve_config({}, "test")
+    """Two tasks' deltas under profile hybrid (a mask counts from 10 scalars on)."""
+    config = resolve_config({"profile": "hybrid"}, "test")
     settings = FamilySettings(config, TASKS, (0.5, 0.5), ["d"]).of("d")
     return encode_tensor(deltas, mask, config, settings)
 
