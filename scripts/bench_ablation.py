@@ -37,7 +37,7 @@ from svd_hybrid.numerics.hadamard import rotate
 Patch = tuple[object, str, Any]
 
 
-def _never(*_: object) -> None:
+def _never(*_: object, **__: object) -> None:
     return None
 
 
