@@ -94,7 +94,7 @@ class StepSearch:
         """
         if self._goal <= 0:
             raise UsageError(
-                f"{self.kind} {self.target:.6g} is less than names, digests and settings take",
+                f"{self.kind}: {self.target:.0f} bytes are less than names and digests take",
                 fix="allow more bytes",
             )
         self._attempts += 1
@@ -129,8 +129,10 @@ class StepSearch:
         if self._attempts >= ATTEMPTS or self._at_an_end:
             if actual <= self.target:
                 return True
+            unit = "" if self.kind == "target_error" else " bytes"
             raise UsageError(
-                f"{self.kind} {self.target:.6g} is out of reach: {actual:.6g} is the closest",
+                f"{self.kind} is out of reach: {actual:.6g}{unit} is the closest to "
+                f"{self.target:.6g}",
                 fix="allow more, or pass --set step",
             )
         return False
