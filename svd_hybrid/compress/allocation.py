@@ -13,14 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.profiles.params import TARGETS
 from svd_hybrid.compress.settings import FamilySettings
 from svd_hybrid.compress.stream import FamilyStream, Progress
 from svd_hybrid.compress.tensor import encode_tensor, tuned
 from svd_hybrid.errors import UsageError
+from svd_hybrid.numerics.metrics import squared_norm
 
 SAMPLE_SCALARS = 2**26
 """Scalars of all tasks that trials encode; larger families are sampled, tensor by tensor."""
@@ -229,8 +228,7 @@ class StepSearch:
         for name, stands_for in self._sample.items():
             deltas = self.stream.source.stack(name).deltas
             if deltas is not None:
-                norm = float(torch.linalg.vector_norm(deltas, dtype=torch.float64))
-                square += stands_for * norm**2
+                square += stands_for * squared_norm(deltas)
                 count += stands_for * deltas.numel()
                 self.stream.source.recycle(deltas)
         return math.sqrt(square / count) if square else 1.0

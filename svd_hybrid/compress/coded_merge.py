@@ -22,6 +22,7 @@ from svd_hybrid.compress.profiles.base import EncodedParts
 from svd_hybrid.compress.profiles.params import AutoParams
 from svd_hybrid.delta.evaluate import Mix, evaluate
 from svd_hybrid.delta.expr import Expr, Sum, Weighted
+from svd_hybrid.numerics.metrics import squared_norm
 
 PREDICTS = 0.95
 """Share of the energy that may remain after subtracting the tasks for that to be tried."""
@@ -36,6 +37,7 @@ class MergeCoding:
         name: of the tensor.
         shape: of the tensor.
         error: relative noise of the merged delta.
+        tasks: that the artifact has.
         parts: those of the stored tasks.
         task: the expression of a task's delta; None where no task is stored.
     """
@@ -43,6 +45,7 @@ class MergeCoding:
     name: str
     shape: tuple[int, ...]
     error: float
+    tasks: int
     parts: Mapping[str, EncodedPart]
     task: Expr | None
 
@@ -57,15 +60,15 @@ def code_merged(
         coding: how.
         prefix: put before the name of every new part.
     """
-    norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
-    if norm == 0.0:
+    energy = squared_norm(delta)
+    if energy == 0.0:
         return {}, None
-    step = coding.error * math.sqrt(12.0 / delta.numel()) * norm
+    step = coding.error * math.sqrt(12.0 * energy / delta.numel())
     direct = _coded(delta, step, coding, prefix)
     if coding.task is None:
         return direct
     weights, rest = _beyond_tasks(delta, coding)
-    if float(torch.linalg.vector_norm(rest, dtype=torch.float64)) ** 2 > PREDICTS * norm**2:
+    if squared_norm(rest) > PREDICTS * energy:
         return direct
     parts, expr = _coded(rest, step, coding, prefix)
     if _size(parts) + 8 * len(weights) >= _size(direct[0]):
@@ -89,11 +92,10 @@ def _beyond_tasks(delta: Tensor, coding: MergeCoding) -> tuple[tuple[float, ...]
     assert coding.task is not None  # the caller has looked
     m, n = delta.shape
     source = EncodedParts(coding.parts)
-    count = max((part.slices for part in coding.parts.values() if part.stacked), default=0)
     rebuilt = torch.stack(
         [
             evaluate(coding.task, source, Mix({task: 1.0}), (m, n)).rows(0, m).to(torch.float32)
-            for task in range(count)
+            for task in range(coding.tasks)
         ]
     ).flatten(1)
     gram = rebuilt.to(torch.float64) @ rebuilt.T.to(torch.float64)

@@ -297,7 +297,8 @@ class FamilyEncoder:
         predicts = expr is not None and not isinstance(expr, Exact)
         shape = self.stream.source.base.infos[ctx.name].shape
         error = self.config.merged_error
-        return MergeCoding(ctx.name, shape, error, parts, expr if predicts else None)
+        tasks = len(ctx.tasks)
+        return MergeCoding(ctx.name, shape, error, tasks, parts, expr if predicts else None)
 
     def _result(self, deltas: Tensor, ctx: TensorContext, mask: Tensor | None) -> MergeResult:
         settings = self.stream.settings.of(ctx.name)

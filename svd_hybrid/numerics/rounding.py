@@ -16,8 +16,7 @@ Floats = NDArray[np.float64]
 
 LOWEST, HIGHEST = -12.0, 24.0  # log2 of the variances tabulated
 PER_OCTAVE = 12
-LARGEST_SUM = 2048  # levels summed; beyond, the high-resolution formulas are exact
-FINE = 900.0  # variance above which they are used
+FINE = 900.0  # variance above which the high-resolution formulas are exact
 TINY = 1e-200
 NEAREST = 0.5
 

@@ -11,15 +11,13 @@ from svd_hybrid.artifact import layout
 from svd_hybrid.artifact.diagnostics import read_diagnostics
 from svd_hybrid.artifact.jsonfile import read_json_object
 from svd_hybrid.artifact.manifest import Manifest
-from svd_hybrid.compress.config import CompressConfig, resolve_config
+from svd_hybrid.compress.config import DEFAULT_PROFILE, CompressConfig, resolve_config
 from svd_hybrid.compress.profiles.params import PROFILE_PARAMS
 from svd_hybrid.errors import ArtifactError, StorageError, SvdhError, UsageError
 
 SHARED_PROFILES = ("hybrid", "rtvq")
 """Profiles that gain by what several tasks share, of which one task alone has nothing."""
 EXACT = "exact"
-FALLBACK = {"fast": {"bits": 8}}
-"""Profiles for an artifact of such a profile, by preference, with parameters near its precision."""
 OWN_KEYS = (
     *("profile", "on_missing", "on_extra", "on_shape_mismatch", "nonfinite"),
     *("eval_reconstruction", "overrides"),
@@ -66,9 +64,7 @@ def append_config(
     if config is not None and config.profile == profile:
         defaults = {key: value for key, value in config.parameters.items() if key in names}
     elif "profile" not in given:
-        defaults = dict(FALLBACK.get(profile, {}))
-        if "target_error" in names:
-            defaults = _same_error(artifact, manifest)
+        defaults = _same_error(artifact, manifest) if "target_error" in names else {}
     if any(key in given for key in ("step", "target_error", "target_bits", "target_size")):
         defaults = {k: v for k, v in defaults.items() if k not in ("step", "target_error")}
     return resolve_config({**defaults, **given, "profile": profile}, where)
@@ -79,7 +75,7 @@ def _profile(label: str, exact: bool) -> str:
         return EXACT
     if label in PROFILE_PARAMS and label not in SHARED_PROFILES and label != EXACT:
         return label
-    return "auto" if "auto" in PROFILE_PARAMS else "fast"
+    return DEFAULT_PROFILE
 
 
 def _same_error(artifact: Path, manifest: Manifest) -> dict[str, Any]:

@@ -46,12 +46,18 @@ from svd_hybrid.compress.profiles.auto.rest import (
 from svd_hybrid.compress.profiles.base import EncodedStack, Profile, masked_stack
 from svd_hybrid.compress.profiles.params import AutoParams
 from svd_hybrid.delta.expr import Dense, Expr, LowRank, Sum, Tucker
+from svd_hybrid.numerics.metrics import squared_norm
 
 OWN_VARIANCE = 5.0
 NOISE_SHARE = 2.5
 """Squared step of the factors: so many times the variance of the deltas and the noise of the rest.
 
 Measured (docs/codec.md): the best step follows what the rest will cost, and hardly the target."""
+WORTHS = (1.0, 0.3, 0.1, 0.03)
+"""What energy may be worth that is left to the rest: all, where that is lost, or the bits it
+takes."""
+FINE = 2.0**-10
+"""Step over deviation below which float32 would not do for the encoder's own arithmetic."""
 
 
 def encode(
@@ -70,13 +76,6 @@ def encode(
     steps = _steps(stack, params)
     coded = _Coded(stack, params, steps)
     return coded.stored(prefix, stack[0].numel() if mask is None else int(mask.sum()))
-
-
-WORTHS = (1.0, 0.3, 0.1, 0.03)
-"""What energy may be worth that is left to the rest: all, where that is lost, or the bits it
-takes."""
-FINE = 2.0**-10
-"""Step over deviation below which float32 would not do for the encoder's own arithmetic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +102,6 @@ def _steps(stack: Tensor, params: AutoParams) -> Steps:
     return Steps(stored_scale(factors), noise)
 
 
-def squared_norm(x: Tensor) -> float:
-    """Sum of the squares, in float64."""
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
-
-
 class _Coded:
     """Factors and rest of a stack, as integers."""
 
@@ -117,7 +111,10 @@ class _Coded:
         self.steps = steps
         fine = steps.factors < FINE * (squared_norm(stack) / stack.numel()) ** 0.5
         tasks = list(stack.to(torch.float64 if fine else torch.float32))
-        self.factors = None if is_small(self.shape) else self._plan(tasks)
+        self.factors: Factors | None = None
+        self.energy = 0.0  # share of the stack's that the factors hold
+        if not is_small(self.shape):
+            self.factors, self.energy = self._plan(tasks)
         noisy = params.objective == "quality" and steps.noise > steps.factors**2 / 12
         own: list[Tensor] = []
         self.rests: list[PackedRest | None] = []
@@ -130,37 +127,41 @@ class _Coded:
         if self.factors is not None and noisy:
             self.factors = with_coefficients(self.factors, own)
 
-    def _plan(self, tasks: Sequence[Tensor]) -> Factors | None:
-        """The plan with the least cost; None for no factors."""
+    def _plan(self, tasks: Sequence[Tensor]) -> tuple[Factors | None, float]:
+        """The plan with the least cost, None for no factors, and its share of the energy."""
         step = self.steps.factors
         limits = self.params.max_rank, self.params.energy_threshold
         least = least_energy(*self.shape, step, len(tasks))
         found = [strongest_directions(x, least, *limits) for x in tasks]
-        best, lowest = None, self._cost(None, tasks)
+        best: Factors | None = None
+        lowest, whole = self._cost(None, tasks)
+        left = whole
         kinds = (task_factors, shared_factors)
         worths = WORTHS if self.params.objective == "error" else WORTHS[:1]
         for make, worth in product_of(kinds if len(tasks) > 1 else kinds[:1], worths):
             plan = make(tasks, found, step, worth)
-            if plan is not None and (cost := self._cost(plan, tasks)) < lowest:
-                best, lowest = plan, cost
-        return best
+            if plan is None:
+                continue
+            cost, energy = self._cost(plan, tasks)
+            if cost < lowest:
+                best, lowest, left = plan, cost, energy
+        return best, max(0.0, 1.0 - left / whole)
 
-    def _cost(self, plan: Factors | None, tasks: Sequence[Tensor]) -> float:
-        """Squared error plus priced bits of a plan with its rest.
+    def _cost(self, plan: Factors | None, tasks: Sequence[Tensor]) -> tuple[float, float]:
+        """Squared error plus priced bits of a plan with its rest, and the energy of that.
 
         With the objective `quality` the rest's bits hardly depend on its energy, for its noise
         follows that: there the energy itself stands for the cost.
         """
         step = self.steps.factors
         cost = 0.0 if plan is None else PRICE * step**2 * factor_bits(plan)
+        left = 0.0
         for task, x in enumerate(tasks):
-            left = x if plan is None else x - product(plan, task, step, x.dtype)
-            energy = squared_norm(left)
-            if self.params.objective == "error":
-                cost += rest_cost(energy, x.numel(), step)
-            else:
-                cost += energy
-        return cost
+            energy = squared_norm(x if plan is None else x - product(plan, task, step, x.dtype))
+            left += energy
+            by_error = self.params.objective == "error"
+            cost += rest_cost(energy, x.numel(), step) if by_error else energy
+        return cost, left
 
     def _rest(self, x: Tensor, task: int) -> CodedRest | None:
         if self.factors is not None:
@@ -207,7 +208,7 @@ class _Coded:
             rank=rank,
             directions=rank,
             scalars=scalars,
-            energy_retained=1.0,
+            energy_retained=self.energy,
         )
 
 

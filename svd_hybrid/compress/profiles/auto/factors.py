@@ -27,8 +27,8 @@ SHARED_REACH = 3.0
 """How much weaker than alone a direction may be that tasks share the vectors of."""
 PRICE = 2 * math.log(2) / 12
 """Squared steps that one bit is worth: the slope of distortion against bits at fine steps."""
-
-
+ROW_BITS = 2.0
+"""What the class of a row costs, about."""
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65)
 """Fractions of a step from which magnitudes may be rounded up: late ones save bits when coarse."""
 NEGLIGIBLE = 1e-6
@@ -312,10 +312,6 @@ def factor_bits(factors: Factors) -> float:
         else (*factors.bases, *factors.coefficients)
     )
     return sum(_matrix_bits(matrix) for matrix in matrices)
-
-
-ROW_BITS = 2.0
-"""What the class of a row costs, about."""
 
 
 def _matrix_bits(matrix: Tensor) -> float:

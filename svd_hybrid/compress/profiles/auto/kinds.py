@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from svd_hybrid.delta.evaluate import matrix_shape
+
 IMAGE_CHANNELS = 4
 STEM = 16.0
 TABLE = 4.0
@@ -34,9 +36,4 @@ def error_weight(name: str, shape: tuple[int, ...]) -> float:
 
 def is_small(shape: tuple[int, ...]) -> bool:
     """Whether a tensor is too small for factors: a vector, or a matrix with a short side."""
-    if len(shape) < 2:
-        return True
-    columns = 1
-    for size in shape[1:]:
-        columns *= size
-    return min(shape[0], columns) < SMALLEST_SIDE
+    return min(matrix_shape(shape)) < SMALLEST_SIDE

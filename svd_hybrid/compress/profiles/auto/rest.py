@@ -17,6 +17,7 @@ from torch import Tensor
 from svd_hybrid.codec.integers import IntegersCodec, stored_scale
 from svd_hybrid.compress.profiles.auto.factors import THRESHOLDS, threshold_costs
 from svd_hybrid.numerics.hadamard import rotate, rotate_back
+from svd_hybrid.numerics.metrics import squared_norm
 from svd_hybrid.numerics.rounding import step_for_noise
 
 COARSEST = 6.0
@@ -69,21 +70,19 @@ def unbiased_rest(rest: Tensor, noise: float, *, may_rotate: bool) -> CodedRest 
         noise: variance per number.
         may_rotate: whether rows may be rotated at all.
     """
-    wide = rest
-    variance = float(torch.linalg.vector_norm(rest, dtype=torch.float64)) ** 2 / rest.numel()
+    variance = squared_norm(rest) / rest.numel()
     if variance == 0.0:
         return None
     deviation = math.sqrt(variance)
     step = step_for_noise(variance, noise, COARSEST)
-    peaked = float(wide.abs().mean()) < PEAKED * deviation
+    peaked = float(rest.abs().mean()) < PEAKED * deviation
     rotated = may_rotate and step >= ROTATED_FROM * deviation and not peaked
-    if rotated:
-        wide = rotate(wide)
-    numbers = (wide / step).round_()
-    product = float(torch.vdot(numbers.flatten(), wide.flatten()))
+    turned = rotate(rest) if rotated else rest
+    numbers = (turned / step).round_()
+    product = float(torch.vdot(numbers.flatten(), turned.flatten()))
     if product <= 0.0:
         return None
-    gain = variance * wide.numel() / product
+    gain = variance * rest.numel() / product
     return CodedRest(numbers.to(torch.int32), stored_scale(gain), rotated)
 
 
@@ -94,12 +93,11 @@ def closest_rest(rest: Tensor, step: float) -> CodedRest | None:
         rest: (m, n) float.
         step: multiples of it are stored.
     """
-    wide = rest
-    energy = float(torch.linalg.vector_norm(rest, dtype=torch.float64)) ** 2
-    threshold = THRESHOLDS[int(threshold_costs(energy, rest.numel(), step).argmin())]
-    numbers = torch.sign(wide) * (wide.abs() / step + (1.0 - threshold)).floor_()
+    costs = threshold_costs(squared_norm(rest), rest.numel(), step)
+    threshold = THRESHOLDS[int(costs.argmin())]
+    numbers = torch.sign(rest) * (rest.abs() / step + (1.0 - threshold)).floor_()
     square = float(numbers.square().sum(dtype=torch.float64))
     if square == 0.0:
         return None
-    gain = float((numbers * wide).sum(dtype=torch.float64)) / square
+    gain = float((numbers * rest).sum(dtype=torch.float64)) / square
     return CodedRest(numbers.to(torch.int32), stored_scale(gain), rotated=False)
