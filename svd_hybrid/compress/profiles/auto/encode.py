@@ -36,6 +36,7 @@ from svd_hybrid.compress.profiles.auto.factors import (
     task_factors,
     with_coefficients,
 )
+from svd_hybrid.compress.profiles.auto.inputs import LayerInputs
 from svd_hybrid.compress.profiles.auto.kinds import error_weight, is_small
 from svd_hybrid.compress.profiles.auto.rest import (
     CodedRest,
@@ -61,9 +62,15 @@ FINE = 2.0**-10
 
 
 def encode(
-    stack: Tensor, mask: Tensor | None, params: AutoParams, prefix: str = ""
+    stack: Tensor,
+    mask: Tensor | None,
+    params: AutoParams,
+    prefix: str = "",
+    grams: Sequence[Tensor] | None = None,
 ) -> EncodedStack | None:
     """Store one region of one tensor; arguments as in `Profile`.
+
+    With the Gram matrices of the layers' inputs and the objective `quality` rounding minds them.
 
     Returns:
         Parts `coeff_left`, `coeff_right` (or `basis_left`, `basis_right`, `coeff_core`) and
@@ -74,7 +81,10 @@ def encode(
     if not bool(stack.any()):
         return None
     steps = _steps(stack, params)
-    coded = _Coded(stack, params, steps)
+    inputs = None
+    if grams is not None and mask is None and params.objective == "quality":
+        inputs = [LayerInputs.of(gram, (stack.shape[1], stack.shape[2])) for gram in grams]
+    coded = _Coded(stack, params, steps, inputs)
     return coded.stored(prefix, stack[0].numel() if mask is None else int(mask.sum()))
 
 
@@ -105,7 +115,13 @@ def _steps(stack: Tensor, params: AutoParams) -> Steps:
 class _Coded:
     """Factors and rest of a stack, as integers."""
 
-    def __init__(self, stack: Tensor, params: AutoParams, steps: Steps) -> None:
+    def __init__(
+        self,
+        stack: Tensor,
+        params: AutoParams,
+        steps: Steps,
+        inputs: Sequence[LayerInputs] | None,
+    ) -> None:
         self.shape = (stack.shape[1], stack.shape[2])
         self.params = params
         self.steps = steps
@@ -119,10 +135,11 @@ class _Coded:
         own: list[Tensor] = []
         self.rests: list[PackedRest | None] = []
         for task, x in enumerate(tasks):  # one task's numbers in memory, the others as strings
-            rest = self._rest(x, task)
+            layer = None if inputs is None else inputs[task]
+            rest = self._rest(x, task, layer)
             if self.factors is not None and noisy:
                 left = x if rest is None else x - rest.decoded()
-                own.append(solved_again(self.factors, task, left, steps.factors))
+                own.append(solved_again(self.factors, task, left, steps.factors, layer))
             self.rests.append(None if rest is None else rest.packed())
         if self.factors is not None and noisy:
             self.factors = with_coefficients(self.factors, own)
@@ -163,12 +180,13 @@ class _Coded:
             cost += rest_cost(energy, x.numel(), step) if by_error else energy
         return cost, left
 
-    def _rest(self, x: Tensor, task: int) -> CodedRest | None:
+    def _rest(self, x: Tensor, task: int, inputs: LayerInputs | None) -> CodedRest | None:
         if self.factors is not None:
             x = x - product(self.factors, task, self.steps.factors, x.dtype)
         if self.params.objective == "error":
             return closest_rest(x, self.steps.factors)
-        return unbiased_rest(x, self.steps.noise, may_rotate=not is_small(self.shape))
+        may_rotate = not is_small(self.shape)
+        return unbiased_rest(x, self.steps.noise, inputs, may_rotate=may_rotate)
 
     def stored(self, prefix: str, scalars: int) -> EncodedStack | None:
         """The strings, and the expression over them."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svd_hybrid.codec.integers import unit_rows
+from svd_hybrid.compress.profiles.auto.inputs import LayerInputs
 from svd_hybrid.numerics.energy import rank_for_energy
 from svd_hybrid.numerics.linalg import canonical_signs
 from svd_hybrid.numerics.rounding import NEAREST, rounding_bits, rounding_distortion
@@ -253,12 +254,22 @@ def _joint_basis(columns: Tensor) -> tuple[Tensor, Tensor]:
     return energies, canonical_signs(vectors)
 
 
-def solved(basis: Tensor, x: Tensor, step: float) -> Tensor:
-    """Least-squares coefficients (k, n) int32 of a matrix on decoded rows (k, m)."""
+def solved(
+    basis: Tensor, x: Tensor, step: float, inputs: LayerInputs | None = None
+) -> Tensor:
+    """Least-squares coefficients (k, n) int32 of a matrix on decoded rows (k, m).
+
+    Args:
+        basis: (k, m), unit rows.
+        x: (m, n).
+        step: of the coefficients.
+        inputs: of the layer, to be minded in rounding; they must lie along the columns.
+    """
     if not len(basis):
         return torch.zeros((0, x.shape[1]), dtype=torch.int32)
-    exact = _projector(basis).to(x.dtype) @ x
-    return (exact / step).round().to(torch.int32)
+    exact = _projector(basis).to(x.dtype) @ x / step
+    minded = inputs is not None and not inputs.turned
+    return (inputs.rounded(exact)[0] if minded else exact.round()).to(torch.int32)
 
 
 def _projector(rows: Tensor) -> Tensor:
@@ -280,11 +291,13 @@ def solved_core(left: Tensor, right: Tensor, x: Tensor, step: float) -> Tensor:
     return (on_both / step).round().to(torch.int32)
 
 
-def solved_again(factors: Factors, task: int, x: Tensor, step: float) -> Tensor:
+def solved_again(
+    factors: Factors, task: int, x: Tensor, step: float, inputs: LayerInputs | None = None
+) -> Tensor:
     """A task's coefficients or core, int32, on the same bases for another matrix."""
     if isinstance(factors, SharedFactors):
         return solved_core(factors.left, factors.right, x, step)
-    return solved(unit_rows(factors.bases[task]), x, step)
+    return solved(unit_rows(factors.bases[task]), x, step, inputs)
 
 
 def with_coefficients(factors: Factors, own: Sequence[Tensor]) -> Factors:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from svd_hybrid.codec.integers import IntegersCodec, stored_scale
 from svd_hybrid.compress.profiles.auto.factors import THRESHOLDS, threshold_costs
+from svd_hybrid.compress.profiles.auto.inputs import LayerInputs
 from svd_hybrid.numerics.hadamard import rotate, rotate_back
 from svd_hybrid.numerics.metrics import squared_norm
 from svd_hybrid.numerics.rounding import step_for_noise
@@ -62,12 +63,15 @@ class PackedRest:
     rotated: bool
 
 
-def unbiased_rest(rest: Tensor, noise: float, *, may_rotate: bool) -> CodedRest | None:
+def unbiased_rest(
+    rest: Tensor, noise: float, inputs: LayerInputs | None = None, *, may_rotate: bool
+) -> CodedRest | None:
     """The rest at the step that adds a noise, scaled to keep its mean; None when nothing survives.
 
     Args:
         rest: (m, n) float.
         noise: variance per number.
+        inputs: of the layer, where they are known: fine steps then mind them.
         may_rotate: whether rows may be rotated at all.
     """
     variance = squared_norm(rest) / rest.numel()
@@ -75,6 +79,8 @@ def unbiased_rest(rest: Tensor, noise: float, *, may_rotate: bool) -> CodedRest 
         return None
     deviation = math.sqrt(variance)
     step = step_for_noise(variance, noise, COARSEST)
+    if inputs is not None:
+        return _minded_rest(rest, step, inputs)
     peaked = float(rest.abs().mean()) < PEAKED * deviation
     rotated = may_rotate and step >= ROTATED_FROM * deviation and not peaked
     turned = rotate(rest) if rotated else rest
@@ -84,6 +90,14 @@ def unbiased_rest(rest: Tensor, noise: float, *, may_rotate: bool) -> CodedRest 
         return None
     gain = variance * rest.numel() / product
     return CodedRest(numbers.to(torch.int32), stored_scale(gain), rotated)
+
+
+def _minded_rest(rest: Tensor, step: float, inputs: LayerInputs) -> CodedRest | None:
+    """The rest on a step, rounded and scaled as the layer's outputs feel it."""
+    numbers, gain = inputs.rounded(rest / step)
+    if gain == 0.0:
+        return None
+    return CodedRest(numbers.to(torch.int32), stored_scale(gain * step), rotated=False)
 
 
 def closest_rest(rest: Tensor, step: float) -> CodedRest | None:
