@@ -71,6 +71,7 @@ def open_task_data(
     else:
         examples, prepare, used = _tokens(live, examples, source, settings)
         notes = ()
+    used["asked"] = str(source)
     return TaskData(examples, prepare, settings.batch_size, used, notes)
 
 
