@@ -17,6 +17,7 @@ COMMANDS = {
     "verify": "Check every file of an artifact, and the base if given.",
     "inspect": "Show what an artifact holds.",
     "masks": "Build TALL masks of a family, or measure masks.",
+    "stats": "Collect layer statistics from live models, or show what files hold.",
     "methods": "List merge methods and their parameters.",
     "convert": "Convert an artifact in the original .pt layout.",
     "demo": "Train a small real family and run everything on it.",
