@@ -246,7 +246,8 @@ class StepSearch:
             own = tuned(settings.of(name), config.profile, name, shape)
             masked = self.stream.method.takes_masks == "combined"
             mask = self.stream.masks.combined(name) if masked else None
-            encoded = encode_tensor(stack.deltas, mask, measured, own)
+            inputs = self.stream.inputs.of(name)
+            encoded = encode_tensor(stack.deltas, mask, measured, own, inputs=inputs)
             nbytes += stands_for * encoded.nbytes
             error_sq += stands_for * sum(task.stored.error_sq for task in encoded.errors)
             original_sq += stands_for * sum(task.stored.original_sq for task in encoded.errors)

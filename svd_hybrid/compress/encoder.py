@@ -217,7 +217,8 @@ class FamilyEncoder:
         if self.plan.encodes_tasks:
             originals = self._originals(name, stack)
             own = tuned(settings, self.config.profile, name, info.shape)
-            encoded = encode_tensor(stack.deltas, mask, self.config, own, originals)
+            inputs = self.stream.inputs.of(name)
+            encoded = encode_tensor(stack.deltas, mask, self.config, own, originals, inputs)
             parts |= encoded.parts
             task, blend = (
                 None if expr is None else expr_to_json(expr)

@@ -28,7 +28,9 @@ from svd_hybrid.compress.card import model_card
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.diagnostics import Diagnostics
 from svd_hybrid.compress.encoder import FamilyEncoder, RunPlan
+from svd_hybrid.compress.layer_inputs import FamilyInputs
 from svd_hybrid.compress.masks.family import FamilyMasks
+from svd_hybrid.compress.profiles.table import PROFILES
 from svd_hybrid.compress.settings import FamilySettings
 from svd_hybrid.compress.source import ArtifactSource, DeltaSource
 from svd_hybrid.compress.statistics import FamilyStatistics, MeasuredFamily
@@ -168,7 +170,8 @@ class _Family:
     Args:
         source: where deltas come from.
         carried: the artifact whose content is kept; None for none.
-        masks, weights, statistics: as the user gave them.
+        masks, weights: as the user gave them.
+        statistics, inputs: layer statistics, for the method and for the profile.
     """
 
     config: CompressConfig
@@ -177,6 +180,7 @@ class _Family:
     masks: FamilyMasks
     weights: TaskWeights
     statistics: FamilyStatistics
+    inputs: FamilyInputs
 
     @classmethod
     def open(
@@ -187,16 +191,33 @@ class _Family:
         masks = FamilyMasks.open(request.mask_dir, source, config)
         weights = task_weights(config, source, request.performance_file, progress)
         settings = FamilySettings(config, source.task_names, weights.weights, source.base.infos)
+        carried = _open_carried(request, source)
         checkpoints = source.tasks if isinstance(source, Family) else {}
+        measured = MeasuredFamily(source.base, source.task_names, checkpoints)
+        profile = PROFILES[config.profile]
+        coded = _plan(config, carried, settings, source).encodes_tasks
+        minded = coded and profile.minds_inputs(config.profile_params)
         statistics = FamilyStatistics.of_method(
             request.statistics_dir,
-            MeasuredFamily(source.base, source.task_names, checkpoints),
+            measured,
             METHODS[config.method],
             settings.method_params,
             config.missing_statistics,
+            also_minded=minded,
         )
-        carried = _open_carried(request, source)
-        return cls(config, source, carried, masks, weights, statistics)
+        inputs = FamilyInputs()
+        if minded and request.statistics_dir is not None:
+            if request.mask_dir is not None:
+                raise UsageError(
+                    f"profile {profile.name} minds no inputs under masks",
+                    fix="drop --statistics-dir or --mask-dir",
+                )
+            inputs = FamilyInputs(
+                FamilyStatistics.open(
+                    request.statistics_dir, measured, "gram", config.missing_statistics
+                )
+            )
+        return cls(config, source, carried, masks, weights, statistics, inputs)
 
     def settings(self, config: CompressConfig) -> FamilySettings:
         """Parameters of every tensor."""
@@ -207,7 +228,7 @@ class _Family:
         """Deltas and contexts."""
         method = METHODS[config.method]
         settings = self.settings(config)
-        return FamilyStream(method, self.source, settings, self.masks, self.statistics)
+        return FamilyStream(method, self.source, settings, self.masks, self.statistics, self.inputs)
 
     def plan(self, config: CompressConfig) -> RunPlan:
         """What the artifact will hold."""
@@ -249,6 +270,7 @@ class _Family:
             *source.all_notes(),
             *self.masks.notes,
             *self.statistics.notes,
+            *self.inputs.notes,
         ]
         merges = {**plan.merges, config.merge_name: encoder.merge(self.weights.weights)}
         manifest = finish_artifact(

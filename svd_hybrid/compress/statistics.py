@@ -116,6 +116,8 @@ class FamilyStatistics:
         method: MergeMethod,
         settings: Iterable[Any],
         missing: Missing,
+        *,
+        also_minded: bool = False,
     ) -> FamilyStatistics:
         """The statistics a merge method reads.
 
@@ -125,9 +127,10 @@ class FamilyStatistics:
             method: that is to read them.
             settings: its parameters, as some tensor has them.
             missing: what a matrix without statistics means.
+            also_minded: whether the profile has use for the folder.
 
         Raises:
-            UsageError: statistics that the method does not read, or none where it needs them.
+            UsageError: statistics that nobody reads, or none where the method needs them.
             StorageError, FamilyError: as `open`.
         """
         reads = any(method.reads_statistics(params) for params in settings)
@@ -138,7 +141,7 @@ class FamilyStatistics:
                 fix=f"pass --statistics-dir DIR (svdh stats collect makes one), or --set "
                 f"{name}={str(value).lower()}",
             )
-        if folder is None:
+        if folder is None or (also_minded and not reads):
             return cls({}, family.base.infos, method.statistics, missing)
         if not reads:
             raise UsageError(

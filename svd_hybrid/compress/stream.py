@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svd_hybrid.compress.layer_inputs import FamilyInputs
 from svd_hybrid.compress.masks.family import FamilyMasks
 from svd_hybrid.compress.settings import FamilySettings
 from svd_hybrid.compress.source import DeltaSource
@@ -28,7 +29,8 @@ class FamilyStream:
         source: where deltas come from.
         settings: parameters, weights and densities per tensor.
         masks: the user's masks.
-        statistics: the user's layer statistics.
+        statistics: the user's layer statistics, for the method.
+        inputs: the same, for the profile.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class FamilyStream:
         settings: FamilySettings,
         masks: FamilyMasks,
         statistics: FamilyStatistics,
+        inputs: FamilyInputs | None = None,
     ) -> None:
         self.method = method
         self.source = source
         self.settings = settings
         self.masks = masks
         self.statistics = statistics
+        self.inputs = inputs or FamilyInputs()
         self._scanned: dict[tuple[Any, ...], Any] = {}
 
     def context(self, name: str, base: Tensor) -> TensorContext:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from svd_hybrid.artifact.writer import EncodedPart
 from svd_hybrid.codec import BitmaskCodec
 from svd_hybrid.compress.config import CompressConfig
+from svd_hybrid.compress.layer_inputs import LayerInputs
 from svd_hybrid.compress.profiles.base import EncodedParts, EncodedStack, Originals, encode_part
 from svd_hybrid.compress.profiles.table import PROFILES
 from svd_hybrid.compress.settings import TensorSettings
@@ -89,6 +90,7 @@ def encode_tensor(
     config: CompressConfig,
     settings: TensorSettings,
     originals: Originals | None = None,
+    inputs: Sequence[LayerInputs] | None = None,
 ) -> EncodedTensor:
     """Store the deltas of one tensor as the method and the profile say.
 
@@ -98,9 +100,10 @@ def encode_tensor(
         config: the run's configuration.
         settings: the tensor's parameters.
         originals: the tensor itself; for digests, and profiles that store the fine-tunes.
+        inputs: of the layer, per task, for profiles that mind them.
 
     Raises:
-        UsageError: such a profile, and a mask.
+        UsageError: a profile that stores the fine-tunes, and a mask.
     """
     profile = PROFILES[config.profile]
     if originals is not None and profile.encode_originals is not None:
@@ -115,9 +118,11 @@ def encode_tensor(
     blend_terms: list[Expr] = []
     for region in regions:
         selected = mask if mask is None or region.inside else ~mask
-        stored = profile.encode(
-            stack, selected, settings.profile, "" if region.inside else NOISE_PREFIX
-        )
+        prefix = "" if region.inside else NOISE_PREFIX
+        if profile.encode_minding is not None and inputs is not None:
+            stored = profile.encode_minding(stack, selected, settings.profile, prefix, inputs)
+        else:
+            stored = profile.encode(stack, selected, settings.profile, prefix)
         if stored is None or not stored.parts:  # no change, or one too small to square
             continue
         found[region.inside] = stored

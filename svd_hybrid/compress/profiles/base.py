@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from svd_hybrid.artifact.writer import EncodedPart
 from svd_hybrid.codec import AnyCodec, StreamCodec
 from svd_hybrid.codec.streams import decode_slice, encode_slices
+from svd_hybrid.compress.layer_inputs import LayerInputs
 from svd_hybrid.delta.evaluate import Mix, evaluate
 from svd_hybrid.delta.expr import Expr
 
@@ -58,6 +59,11 @@ class Originals:
     tuned: Callable[[], Iterator[Tensor]]
 
 
+MindingEncode = Callable[
+    [Tensor, Tensor | None, Any, str, Sequence[LayerInputs]], EncodedStack | None
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
     """A named set of codec choices.
@@ -69,6 +75,9 @@ class Profile:
             stored stack, or None when every scalar of the region is zero in every task.
         encode_originals: takes the place of `encode` in a profile that stores the fine-tunes
             themselves: (originals, params) → stored stack, or None when all equal the base.
+        encode_minding: `encode` for a layer whose inputs are known; their statistics, per task,
+            are its last argument. None where a profile has no use for them.
+        minds_inputs: params → whether it has.
         tune: (params, tensor name, shape) → the params for that tensor, where kinds differ.
     """
 
@@ -77,6 +86,8 @@ class Profile:
     encode: Callable[[Tensor, Tensor | None, Any, str], EncodedStack | None]
     encode_originals: Callable[[Originals, Any], EncodedStack | None] | None = None
     tune: Callable[[Any, str, tuple[int, ...]], Any] | None = None
+    encode_minding: MindingEncode | None = None
+    minds_inputs: Callable[[Any], bool] = lambda params: False
 
 
 def encode_part(codec: AnyCodec, x: Tensor) -> EncodedPart:

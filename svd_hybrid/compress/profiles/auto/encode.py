@@ -21,6 +21,7 @@ from torch import Tensor
 from svd_hybrid.artifact.writer import EncodedPart
 from svd_hybrid.codec import IntegersCodec
 from svd_hybrid.codec.integers import stored_scale
+from svd_hybrid.compress.layer_inputs import LayerInputs
 from svd_hybrid.compress.profiles.auto.factors import (
     PRICE,
     Factors,
@@ -36,7 +37,6 @@ from svd_hybrid.compress.profiles.auto.factors import (
     task_factors,
     with_coefficients,
 )
-from svd_hybrid.compress.profiles.auto.inputs import LayerInputs
 from svd_hybrid.compress.profiles.auto.kinds import error_weight, is_small
 from svd_hybrid.compress.profiles.auto.rest import (
     CodedRest,
@@ -66,11 +66,11 @@ def encode(
     mask: Tensor | None,
     params: AutoParams,
     prefix: str = "",
-    grams: Sequence[Tensor] | None = None,
+    inputs: Sequence[LayerInputs] | None = None,
 ) -> EncodedStack | None:
     """Store one region of one tensor; arguments as in `Profile`.
 
-    With the Gram matrices of the layers' inputs and the objective `quality` rounding minds them.
+    Rounding minds the layer's inputs where they are known (per task).
 
     Returns:
         Parts `coeff_left`, `coeff_right` (or `basis_left`, `basis_right`, `coeff_core`) and
@@ -81,9 +81,6 @@ def encode(
     if not bool(stack.any()):
         return None
     steps = _steps(stack, params)
-    inputs = None
-    if grams is not None and mask is None and params.objective == "quality":
-        inputs = [LayerInputs.of(gram, (stack.shape[1], stack.shape[2])) for gram in grams]
     coded = _Coded(stack, params, steps, inputs)
     return coded.stored(prefix, stack[0].numel() if mask is None else int(mask.sum()))
 
@@ -254,4 +251,6 @@ AUTO = Profile(
     summary="Strong directions as factors, the rest entropy-coded, one step for the family.",
     encode=encode,
     tune=tune,
+    encode_minding=encode,
+    minds_inputs=lambda params: params.objective == "quality",
 )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svd_hybrid.codec.integers import unit_rows
-from svd_hybrid.compress.profiles.auto.inputs import LayerInputs
+from svd_hybrid.compress.layer_inputs import LayerInputs
 from svd_hybrid.numerics.energy import rank_for_energy
 from svd_hybrid.numerics.linalg import canonical_signs
 from svd_hybrid.numerics.rounding import NEAREST, rounding_bits, rounding_distortion
@@ -254,9 +254,7 @@ def _joint_basis(columns: Tensor) -> tuple[Tensor, Tensor]:
     return energies, canonical_signs(vectors)
 
 
-def solved(
-    basis: Tensor, x: Tensor, step: float, inputs: LayerInputs | None = None
-) -> Tensor:
+def solved(basis: Tensor, x: Tensor, step: float, inputs: LayerInputs | None = None) -> Tensor:
     """Least-squares coefficients (k, n) int32 of a matrix on decoded rows (k, m).
 
     Args:
@@ -268,8 +266,9 @@ def solved(
     if not len(basis):
         return torch.zeros((0, x.shape[1]), dtype=torch.int32)
     exact = _projector(basis).to(x.dtype) @ x / step
-    minded = inputs is not None and not inputs.turned
-    return (inputs.rounded(exact)[0] if minded else exact.round()).to(torch.int32)
+    if inputs is None or inputs.turned:
+        return exact.round().to(torch.int32)
+    return inputs.rounded(exact)[0].to(torch.int32)
 
 
 def _projector(rows: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from svd_hybrid.codec.integers import IntegersCodec, stored_scale
+from svd_hybrid.compress.layer_inputs import LayerInputs
 from svd_hybrid.compress.profiles.auto.factors import THRESHOLDS, threshold_costs
-from svd_hybrid.compress.profiles.auto.inputs import LayerInputs
 from svd_hybrid.numerics.hadamard import rotate, rotate_back
 from svd_hybrid.numerics.metrics import squared_norm
 from svd_hybrid.numerics.rounding import step_for_noise

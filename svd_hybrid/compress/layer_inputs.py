@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svd_hybrid.errors import ParameterError
+from svd_hybrid.compress.statistics import FamilyStatistics
+from svd_hybrid.errors import shorten
 from svd_hybrid.numerics.metrics import squared_norm
 from svd_hybrid.numerics.obs import prepared, prune
 
@@ -30,23 +31,12 @@ class LayerInputs:
     """Inputs of one layer for one task.
 
     Args:
-        gram: (n, n) float64, on any scale; positive semidefinite.
-        turned: whether the matrix is stored as inputs x outputs.
+        gram: (n, n) float, on any scale; positive semidefinite.
+        turned: whether the weights are stored as inputs x outputs.
     """
 
     gram: Tensor
     turned: bool
-
-    @staticmethod
-    def of(gram: Tensor, shape: tuple[int, int]) -> LayerInputs:
-        """From a Gram matrix (n, n) and the shape of the weights, one side of which is n.
-
-        Raises:
-            ParameterError: it fits neither side.
-        """
-        if len(gram) not in shape or gram.ndim != 2:
-            raise ParameterError(f"statistics {list(gram.shape)} for weights {list(shape)}")
-        return LayerInputs(gram.to(torch.float64), turned=len(gram) != shape[1])
 
     def rounded(self, x: Tensor) -> tuple[Tensor, float]:
         """Whole numbers near those of a matrix, and the factor that keeps their mean.
@@ -60,11 +50,48 @@ class LayerInputs:
         """
         columns = x.T if self.turned else x
         share = DAMPING * columns.numel() / max(squared_norm(columns), SMALLEST)
-        hessian = prepared(self.gram, share)
+        gram = self.gram.to(torch.float64)
+        hessian = prepared(gram, share)
         kept = torch.zeros(columns.shape, dtype=torch.bool)
         numbers = prune(columns, hessian, kept, BLOCK, rounding=torch.round, zero_dead=False)
-        felt = columns.to(torch.float64) @ self.gram
-        felt += share * float(self.gram.diagonal().mean()) * columns
+        felt = columns.to(torch.float64) @ gram
+        felt += share * float(gram.diagonal().mean()) * columns
         product = float((felt * numbers).sum())
         gain = float((felt * columns).sum()) / product if product > 0.0 else 0.0
         return (numbers.T.contiguous() if self.turned else numbers), gain
+
+
+class FamilyInputs:
+    """Inputs of every layer and task, for a profile that minds them.
+
+    Args:
+        statistics: the user's; None when none were given.
+    """
+
+    def __init__(self, statistics: FamilyStatistics | None = None) -> None:
+        self._statistics = statistics
+        self._plain: set[str] = set()
+
+    def of(self, name: str) -> list[LayerInputs] | None:
+        """Of one tensor, per task; None where there are no Gram matrices.
+
+        Raises:
+            FamilyError: as `FamilyStatistics.of`.
+        """
+        if self._statistics is None:
+            return None
+        grams = self._statistics.of(name)
+        if grams is None or any(gram.ndim != 2 for gram in grams):
+            if len(self._statistics.infos[name].shape) > 1:
+                self._plain.add(name)
+            return None
+        turned = self._statistics.inputs_first(name)
+        return [LayerInputs(gram, turned) for gram in grams]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know, once the tensors have been read."""
+        if self._statistics is None or not self._plain:
+            return []
+        named = shorten(sorted(self._plain))
+        return [f"no Gram matrices, so rounded without regard to inputs: {named}"]
