@@ -19,7 +19,7 @@ LAYERS = [
     {"reload"},
     {"methods"},
     {"compress"},
-    {"legacy", "demo"},
+    {"legacy", "demo", "export"},
     {"cli", "hydra_entry", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

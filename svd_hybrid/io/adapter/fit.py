@@ -26,25 +26,31 @@ class AdapterFit:
     Args:
         contents: of the adapter.
         base: dtype and shape of the base's tensors.
+        prefix: what to take from, and put before, the adapter's module names; None to find it.
 
     Attributes:
         updates: change by name of the base tensor it is added to.
         replaced: name in the adapter file of what stands in place of a tensor, by that tensor's
             name; the base may lack it.
-        prefix: what was taken from, and put before, the adapter's module names.
+        prefix: the one in use.
 
     Raises (on construction):
         FamilyError: they do not fit.
     """
 
-    def __init__(self, contents: AdapterContents, base: Mapping[str, TensorInfo]) -> None:
+    def __init__(
+        self,
+        contents: AdapterContents,
+        base: Mapping[str, TensorInfo],
+        prefix: tuple[str, str] | None = None,
+    ) -> None:
         self.updates: dict[str, Update] = {}
         self.replaced: dict[str, str] = {}
         self._contents = contents
         self._config = contents.config
         self._base = base
         self._in_out = stored_in_out(base)
-        self.prefix = self._prefix({module_of(name) for name in base})
+        self.prefix = self._prefix({module_of(name) for name in base}, prefix)
         for module, found in contents.modules.items():
             target = renamed(module, self.prefix)
             for leaf, stored in found.replaced.items():
@@ -52,10 +58,10 @@ class AdapterFit:
             if found.factors:
                 self._add(module, target, found)
 
-    def _prefix(self, known: Collection[str]) -> tuple[str, str]:
+    def _prefix(self, known: Collection[str], prefix: tuple[str, str] | None) -> tuple[str, str]:
         """How the adapter's module names become the base's."""
         modules = self._contents.modules
-        prefix = base_prefix(modules, known)
+        prefix = prefix or base_prefix(modules, known)
         if prefix is None:
             raise self._unfit(
                 "module names of the adapter fit the base in several ways",

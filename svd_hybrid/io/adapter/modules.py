@@ -6,6 +6,9 @@ from collections.abc import Collection, Mapping
 
 from svd_hybrid.io.tensors import TensorInfo
 
+SAMPLE = 16
+"""Modules whose names suggest prefixes; every module has a say on them."""
+
 
 def module_of(name: str) -> str:
     """The module a tensor belongs to.
@@ -45,18 +48,15 @@ def base_prefix(modules: Collection[str], base: Collection[str]) -> tuple[str, s
     """
     if all(module in base for module in modules):
         return "", ""
-    firsts = {module.split(".", 1)[0] + "." for module in modules if "." in module}
-    puts = {
+    sample = sorted(modules, key=lambda module: (-module.count("."), module))[:SAMPLE]
+    taken = {module.split(".", 1)[0] + "." for module in sample if "." in module}
+    put = {
         candidate.removesuffix(module)
-        for module in modules
+        for module in sample
         for candidate in base
-        if module and candidate.endswith("." + module)
+        if candidate.endswith("." + module)
     }
-    choices = [
-        ("", ""),
-        *((first, "") for first in sorted(firsts)),
-        *(("", put) for put in sorted(puts)),
-    ]
+    choices = [("", ""), *((p, "") for p in sorted(taken)), *(("", p) for p in sorted(put))]
     found = {
         choice: sum(renamed(module, choice) in base for module in modules) for choice in choices
     }

@@ -26,17 +26,20 @@ class AdapterReader:
     Args:
         path: the adapter's folder.
         base: reader of the base.
+        prefix: what to take from, and put before, its module names; None to find it.
 
     Raises (on construction):
         FamilyError: no LoRA svdh computes, or one that does not fit the base.
         UnsafeError: its weights are a pickle that needs code to load.
     """
 
-    def __init__(self, path: Path, base: CheckpointReader) -> None:
+    def __init__(
+        self, path: Path, base: CheckpointReader, prefix: tuple[str, str] | None = None
+    ) -> None:
         self.path = path
         contents = AdapterContents.open(path)
         self.files = contents.weights.files
-        fit = AdapterFit(contents, base.infos)
+        fit = AdapterFit(contents, base.infos, prefix)
         self._base = base
         self._weights = contents.weights
         self._updates = fit.updates
