@@ -13,6 +13,7 @@ from svd_hybrid.io.adapter.reader import AdapterReader, open_task
 from svd_hybrid.io.family import Family, FamilyPolicy, open_family
 from svd_hybrid.io.lookup import find_task_checkpoint
 from svd_hybrid.io.reader import file_bytes, open_checkpoint
+from svd_hybrid.io.safetensors_reader import SafetensorsReader
 from tests.io.adapters import PREFIX, factors, write_adapter
 from tests.io.checkpoints import poisoned, random_state, same, write
 
@@ -154,10 +155,19 @@ def test_a_torch_file_is_read_weights_only(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_weight_file_beside_its_configuration_is_the_adapter(tmp_path):
+@pytest.mark.parametrize("file_name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_either_file_of_an_adapter_means_the_adapter(tmp_path, file_name):
     folder = write_adapter(tmp_path / "adapter", UP)
     base = open_checkpoint(base_file(tmp_path))
-    assert isinstance(open_task(folder / "adapter_model.safetensors", base), AdapterReader)
+    assert isinstance(open_task(folder / file_name, base), AdapterReader)
+
+
+@pytest.mark.parametrize("path", ["adapter", "adapter/adapter_model.safetensors"])
+def test_factors_without_their_configuration_are_never_read_as_a_model(tmp_path, path):
+    folder = write_adapter(tmp_path / "adapter", UP)
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(FamilyError, match=r"no adapter_config\.json"):
+        open_task(tmp_path / path, open_checkpoint(base_file(tmp_path)))
 
 
 def test_a_task_is_found_by_its_adapter_folder(tmp_path):
@@ -169,6 +179,21 @@ def test_another_base_by_name_is_noted_and_no_error(tmp_path):
     assert not family(tmp_path).all_notes()
     other = family(tmp_path, base_model_name_or_path="someone/other-7b").all_notes()
     assert "'someone/other-7b'" in other[0]
+
+
+def test_factors_are_read_when_their_tensor_is_and_not_before(tmp_path, monkeypatch):
+    read: list[str] = []
+    original = SafetensorsReader.read
+
+    def counted(self: SafetensorsReader, name: str) -> torch.Tensor:
+        read.append(name)
+        return original(self, name)
+
+    monkeypatch.setattr(SafetensorsReader, "read", counted)
+    found = family(tmp_path, UP | factors("square", 4, 4))
+    assert read == []
+    found.stack("up.weight")
+    assert {name for name in read if "lora" in name} == UP.keys()
 
 
 def test_several_blocks_of_rows_give_the_same(tmp_path, monkeypatch):
@@ -264,6 +289,17 @@ def test_saved_modules_the_base_lacks_or_has_in_another_size_follow_the_policy(t
     larger = UP | {f"{PREFIX}embed.weight": torch.zeros(11, 4)}
     with pytest.raises(FamilyError, match=r"'embed.weight' is \[11, 4\], the base has \[9, 4\]"):
         family(tmp_path, larger)
+
+
+def test_a_copy_that_a_tied_model_needs_is_no_tensor_too_many(tmp_path):
+    embed = torch.randn(9, 4)
+    saved = {f"{PREFIX}{name}.weight": embed.clone() for name in ("embed", "lm_head")}
+    found = family(tmp_path, UP | saved)
+    assert "lm_head.weight" not in found.tasks["a"].infos
+    assert "'lm_head.weight' as a copy of 'embed.weight'" in found.all_notes()[0]
+    saved[f"{PREFIX}lm_head.weight"][0, 0] += 1
+    with pytest.raises(FamilyError, match=r"'lm_head\.weight', which the base lacks"):
+        family(tmp_path, UP | saved)
 
 
 def test_nan_in_a_factor_names_task_and_tensor(tmp_path):

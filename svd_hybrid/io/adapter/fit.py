@@ -73,7 +73,7 @@ class AdapterFit:
             named = self._config.base_name
             raise self._unfit(
                 f"adapter changes modules the base lacks: {shorten(lacking, 3)}",
-                TRAINED_ON + (f", {named!r}" if named else ""),
+                TRAINED_ON + (f", which it calls {named!r}" if named else ""),
             )
         return prefix
 

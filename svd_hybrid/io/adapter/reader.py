@@ -44,10 +44,19 @@ class AdapterReader:
         self._weights = contents.weights
         self._updates = fit.updates
         self._replaced = fit.replaced
+        copies = self._tied_copies()
         self.infos: dict[str, TensorInfo] = dict(base.infos)
         for name, stored in fit.replaced.items():
-            self.infos[name] = _seen_as(self._weights.infos[stored], base.infos.get(name))
-        self.notes = [*_prefix_note(fit.prefix), *_base_note(contents.config.base_name, base.path)]
+            if name not in copies:
+                self.infos[name] = _seen_as(self._weights.infos[stored], base.infos.get(name))
+        self.notes = [
+            *_prefix_note(fit.prefix),
+            *_base_note(contents.config.base_name, base.path),
+            *(
+                f"has {copy!r} as a copy of {name!r}, to which the model ties it"
+                for copy, name in copies.items()
+            ),
+        ]
 
     def read(self, name: str) -> Tensor:
         """One tensor of the fine-tune, in the base's dtype: base + delta, rounded once."""
@@ -76,6 +85,20 @@ class AdapterReader:
             delta += start.to(dtype) - self._base.read(name).to(dtype)
         return delta
 
+    def _tied_copies(self) -> dict[str, str]:
+        """Saved tensors the base lacks, with the bits of one it has: name → that one's name."""
+        extra = [name for name in self._replaced if name not in self._base.infos]
+        saved = {name: stored for name, stored in self._replaced.items() if name not in extra}
+        infos = self._weights.infos
+        copies: dict[str, str] = {}
+        for name in extra:
+            stored = self._replaced[name]
+            twins = [n for n, other in saved.items() if infos[other] == infos[stored]]
+            content = self._weights.read(stored)
+            same = [n for n in twins if torch.equal(self._weights.read(saved[n]), content)]
+            copies |= {name: same[0]} if same else {}
+        return copies
+
     def _start(self, name: str) -> Tensor:
         """What factors are added to: a saved tensor where there is one, else the base's."""
         if name not in self._replaced:
@@ -92,9 +115,10 @@ def open_task(path: Path, base: CheckpointReader) -> CheckpointReader:
     Raises:
         StorageError, FamilyError, UnsafeError: as `open_checkpoint` and `AdapterReader`.
     """
-    if path.name in WEIGHT_FILES and path.is_file() and (path.parent / ADAPTER_ENTRY).is_file():
-        return AdapterReader(path.parent, base)
+    if path.name in (*WEIGHT_FILES, ADAPTER_ENTRY) and path.is_file():
+        path = path.parent
     if not (path / ADAPTER_ENTRY).is_file():
+        _refuse_bare_weights(path)
         return open_checkpoint(path)
     both = [name for name in FOLDER_ENTRIES if (path / name).is_file()]
     if both:
@@ -104,6 +128,17 @@ def open_task(path: Path, base: CheckpointReader) -> CheckpointReader:
             fix="move one of them elsewhere, so that it is clear which is meant",
         )
     return AdapterReader(path, base)
+
+
+def _refuse_bare_weights(path: Path) -> None:
+    """Factors without their scaling would otherwise be read as a model that lacks everything."""
+    bare = [name for name in WEIGHT_FILES if (path / name).is_file()]
+    if bare and not any((path / name).is_file() for name in FOLDER_ENTRIES):
+        raise FamilyError(
+            f"folder holds {bare[0]} and no {ADAPTER_ENTRY}, which says how to scale it",
+            where=str(path),
+            fix=f"put the adapter's {ADAPTER_ENTRY} beside it",
+        )
 
 
 def _seen_as(saved: TensorInfo, base: TensorInfo | None) -> TensorInfo:
