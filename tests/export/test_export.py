@@ -149,6 +149,14 @@ def test_merges_and_weightings_can_be_exported(tmp_path, files, artifact):
     assert relative_error(weighted, merged) > 0.1
 
 
+def test_a_stored_merge_can_be_exported(tmp_path, files):
+    artifact = pack(files, tmp_path / "art", method="tsv-m", store_tasks="off")
+    name = "h.1.fc.weight"
+    export(tmp_path, files, rank=8)
+    merged = deltas_of(artifact)[name]
+    assert relative_error(adapter_delta(tmp_path, files, name), merged) < 1e-6
+
+
 def test_a_task_that_changed_nothing_in_a_tensor_has_no_factors_there(tmp_path, files):
     base = {name: tensor.clone() for name, tensor in read(files.base).items()}
     base["h.0.fc.weight"] += 1

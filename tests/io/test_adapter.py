@@ -223,6 +223,9 @@ def test_several_blocks_of_rows_give_the_same(tmp_path, monkeypatch):
         ({"r": 0}, "r is 0"),
         ({"r": True}, "r is True"),
         ({"lora_alpha": "16"}, "lora_alpha is '16'"),
+        ({"lora_alpha": 10**400}, "lora_alpha is '1000"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is 'nan'"),
+        ({"alpha_pattern": {"up": float("inf")}}, "alpha_pattern 'up' is 'inf'"),
         ({"rank_pattern": {"up": 2.5}}, "rank_pattern 'up' is 2.5"),
         ({"rank_pattern": [3]}, "rank_pattern is not an object"),
         ({"alpha_pattern": {"(up": 2}}, "alpha_pattern '\\(up'"),
@@ -262,6 +265,12 @@ def without(part: str) -> dict[str, torch.Tensor]:
             },
             "several adapters: 'one', 'two'",
         ),
+        (UP | {f"{PREFIX}up.lora_A.x.weight": torch.zeros(2, 4)}, "same tensor twice"),
+        (
+            {f"{PREFIX}up.bias": torch.zeros(6), f"{PREFIX}up.base_layer.bias": torch.zeros(6)},
+            "same tensor twice",
+        ),
+        (UP | {f"{PREFIX}up.lora_B.weight": torch.zeros(6, 2, dtype=torch.int8)}, "are I8"),
         (
             {
                 f"{PREFIX}embed.lora_embedding_A": torch.zeros(2, 11),
@@ -289,6 +298,9 @@ def test_saved_modules_the_base_lacks_or_has_in_another_size_follow_the_policy(t
     larger = UP | {f"{PREFIX}embed.weight": torch.zeros(11, 4)}
     with pytest.raises(FamilyError, match=r"'embed.weight' is \[11, 4\], the base has \[9, 4\]"):
         family(tmp_path, larger)
+    cropping = FamilyPolicy(on_shape_mismatch="crop")
+    found = open_family(base_file(tmp_path), {"a": tmp_path / "adapter"}, cropping)
+    assert same(found.stack("embed.weight").deltas[0], -BASE["embed.weight"])
 
 
 def test_a_copy_that_a_tied_model_needs_is_no_tensor_too_many(tmp_path):

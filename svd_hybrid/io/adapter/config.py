@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 BASE_CHANGING_INITS = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Initialisations that change the base itself, so that base + product is not the model."""
+LARGEST = 1e30
+"""Of a scaling; anything near it is damage."""
 MERGE_IT = "merge it into its base with PEFT's merge_and_unload(), and pass the result"
 REFUSED = {
     "alora_invocation_tokens": "activated LoRA depends on the prompt",
@@ -156,8 +158,8 @@ def _rank(value: Any, key: str, path: Path) -> int:
 
 
 def _number(value: Any, key: str, path: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _damaged(path, f"{key} is {value!r}, must be a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
+        raise _damaged(path, f"{key} is {str(value)[:40]!r}, must be a number")
     return float(value)
 
 

@@ -71,15 +71,29 @@ def _open_weights(folder: Path) -> CheckpointReader:
 def _by_module(weights: CheckpointReader, path: Path) -> dict[str, ModuleTensors]:
     modules: dict[str, ModuleTensors] = {}
     adapters: dict[str, None] = {}
-    for stored in weights.infos:
+    for stored, info in weights.infos.items():
         key = parse_key(stored)
         if key is None:
             continue
         if key.adapter:
             adapters[key.adapter] = None
+        if key.role and not info.is_float:
+            raise FamilyError(
+                f"factors are {info.dtype}, not floats",
+                where=f"tensor {stored!r} in {path}",
+                fix="save the adapter unquantised",
+            )
         found = modules.setdefault(key.module, ModuleTensors())
+        role = key.role, "bias" if key.leaf == "bias" else "weight"
+        other = found.factors.get(role) if key.role else found.replaced.get(key.leaf)
+        if other is not None and len(adapters) < 2:
+            raise FamilyError(
+                f"adapter holds the same tensor twice: {other!r} and {stored!r}",
+                where=str(path),
+                fix=AGAIN,
+            )
         if key.role:
-            found.factors[key.role, "bias" if key.leaf == "bias" else "weight"] = stored
+            found.factors[role] = stored
         else:
             found.replaced[key.leaf] = stored
     if len(adapters) > 1:
