@@ -22,7 +22,7 @@ LAYERS = [
     {"models"},
     {"collect"},
     {"compress"},
-    {"legacy", "demo"},
+    {"legacy", "demo", "export"},
     {"cli", "hydra_entry", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -14,6 +14,7 @@ from svd_hybrid.registry import did_you_mean
 COMMANDS = {
     "compress": "Compress fine-tunes of one base into an artifact.",
     "reload": "Rebuild the merged model, one fine-tune, or a new weighting.",
+    "export": "Write the merge or one fine-tune as a LoRA adapter.",
     "verify": "Check every file of an artifact, and the base if given.",
     "inspect": "Show what an artifact holds.",
     "masks": "Build TALL masks of a family, or measure masks.",

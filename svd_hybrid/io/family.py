@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from svd_hybrid.errors import FamilyError, UsageError, shorten
+from svd_hybrid.io.adapter.reader import AdapterReader, open_task
 from svd_hybrid.io.lookup import fold_name
 from svd_hybrid.io.reader import CheckpointReader, file_bytes, open_checkpoint
 from svd_hybrid.io.tensors import DTYPES, TensorInfo, info_of, raw_bytes
@@ -49,8 +50,9 @@ class Stack:
 
     Args:
         base: the base tensor, in its own dtype.
-        deltas: (N, *shape) float32 (float64 when the base is), task minus base in task order;
-            None for tensors without deltas (integers, bools, skipped ones).
+        deltas: (N, *shape) float32 (float64 when the base is), task minus base in task order, or
+            the product of an adapter's factors; None for tensors without deltas (integers, bools,
+            skipped ones).
         changed: whether any delta holds a number other than zero.
     """
 
@@ -125,8 +127,12 @@ class Family:
             if name not in reader.infos:  # on_missing=zero
                 deltas[index] = 0
                 continue
-            tuned = _cropped(reader.read(name), base)
-            torch.sub(tuned.to(wide), start, out=deltas[index])
+            delta = reader.delta(name, wide) if isinstance(reader, AdapterReader) else None
+            if delta is None:
+                tuned = _cropped(reader.read(name), base)
+                torch.sub(tuned.to(wide), start, out=deltas[index])
+            else:
+                deltas[index] = delta
             changed |= self._checked_magnitude(deltas[index], name, task) > 0
         return Stack(base, deltas, changed)
 
@@ -216,9 +222,8 @@ def open_family(base: Path, tasks: Mapping[str, Path], policy: FamilyPolicy) -> 
     if not tasks:
         raise UsageError("no task given", fix="pass --tasks NAME … or --task NAME=PATH")
     _refuse_confusable(tasks)
-    family = Family(
-        open_checkpoint(base), {task: open_checkpoint(path) for task, path in tasks.items()}, policy
-    )
+    opened = open_checkpoint(base)
+    family = Family(opened, {task: open_task(path, opened) for task, path in tasks.items()}, policy)
     unsupported = [n for n, info in family.base.infos.items() if info.dtype not in DTYPES]
     if unsupported:
         raise FamilyError(
@@ -230,6 +235,8 @@ def open_family(base: Path, tasks: Mapping[str, Path], policy: FamilyPolicy) -> 
         raise FamilyError("base holds no tensors", where=str(base))
     problems: list[str] = []
     for task, reader in family.tasks.items():
+        if isinstance(reader, AdapterReader):
+            family.notes += [f"adapter {task!r} {text}" for text in reader.notes]
         problems += _compare(family, task, reader)
     if problems:
         raise FamilyError(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from svd_hybrid.errors import FamilyError, StorageError, UsageError
-from svd_hybrid.io.reader import FOLDER_ENTRIES
+from svd_hybrid.io.reader import ADAPTER_ENTRY, FOLDER_ENTRIES
 from svd_hybrid.registry import did_you_mean
 
 FILE_SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -46,7 +46,7 @@ def match_name(name: str, known: Iterable[str], kind: str, where: str) -> str:
 def find_task_checkpoint(folder: Path, task: str) -> Path:
     """The checkpoint of a task inside a folder, looked up as the original commands did.
 
-    `<task>.safetensors|.pt|.pth`, then `<task>/` as HF folder, then
+    `<task>.safetensors|.pt|.pth`, then `<task>/` as HF folder or LoRA adapter, then
     `<task>/checkpoint.pt|model.pt|finetuned.pt`; the task's spelling may differ from the file's in
     case, `_` and `-` when only one entry matches.
 
@@ -73,7 +73,7 @@ def find_task_checkpoint(folder: Path, task: str) -> Path:
         if suffix in files:
             return files[suffix]
     task_folder = folder / stem
-    if any((task_folder / name).is_file() for name in FOLDER_ENTRIES):
+    if any((task_folder / name).is_file() for name in (*FOLDER_ENTRIES, ADAPTER_ENTRY)):
         return task_folder
     for name in FOLDER_FILES:
         if (task_folder / name).is_file():
@@ -83,5 +83,5 @@ def find_task_checkpoint(folder: Path, task: str) -> Path:
     raise FamilyError(
         f"task {task!r} has a folder without a checkpoint",
         where=str(task_folder),
-        fix="it needs " + ", ".join((*FOLDER_ENTRIES[1::2], *FOLDER_FILES)),
+        fix="it needs " + ", ".join((*FOLDER_ENTRIES[1::2], *FOLDER_FILES, ADAPTER_ENTRY)),
     )

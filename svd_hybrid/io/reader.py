@@ -20,6 +20,7 @@ FOLDER_ENTRIES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
+ADAPTER_ENTRY = "adapter_config.json"
 
 
 class CheckpointReader(Protocol):
@@ -91,6 +92,12 @@ def _open_folder(folder: Path) -> CheckpointReader:
                 if entry.endswith(".index.json")
                 else _Folder(folder, _open_file(folder / entry))
             )
+    if (folder / ADAPTER_ENTRY).is_file():
+        raise FamilyError(
+            "folder holds an adapter, which is no model without its base",
+            where=str(folder),
+            fix="pass a whole model here; adapters are given as tasks",
+        )
     single = sorted(folder.glob("*.safetensors"))
     if len(single) == 1:
         return _Folder(folder, _open_file(single[0]))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from svd_hybrid.compress.recipe.read import Recipe
 from svd_hybrid.errors import UsageError, shorten
+from svd_hybrid.io.adapter.reader import open_task
 from svd_hybrid.io.reader import open_checkpoint
 
 HALF = ("F16", "BF16")
@@ -32,7 +33,8 @@ def check_checkpoints(recipe: Recipe, base: Path, tasks: Mapping[str, Path]) -> 
                 where=str(path),
                 fix="download it, or pass --base-model-path PATH or --task NAME=PATH",
             )
-    readers = [open_checkpoint(path) for path in dict.fromkeys(paths)]
+    opened = open_checkpoint(base)
+    readers = [opened, *(open_task(path, opened) for path in dict.fromkeys(tasks.values()))]
     found: dict[str, set[str]] = {}
     for reader in readers:
         for name, info in reader.infos.items():

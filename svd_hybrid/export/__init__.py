@@ -1,0 +1,1 @@
+"""What an artifact gives back in the formats of other tools."""

@@ -1,0 +1,1 @@
+"""LoRA adapters in PEFT's format, read as checkpoints of base + adapter."""
