@@ -111,7 +111,7 @@ class Stacks:
             shape = tuple(deltas.shape[1:])
             m, n = matrix_shape(shape)
             params = AutoParams(step=step * self.deviation, objective=objective)
-            params = auto.tune(params, name, shape)
+            params = auto.for_kind(params, name, shape)
             stored = auto.encode(deltas.reshape(-1, m, n), None, params)
             rebuilt = torch.zeros_like(deltas)
             if stored is not None:

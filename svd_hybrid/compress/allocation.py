@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from svd_hybrid.compress.config import CompressConfig
-from svd_hybrid.compress.profiles.params import TARGETS
+from svd_hybrid.compress.profiles.auto.kinds import is_thin
+from svd_hybrid.compress.profiles.params import SIGNAL_ERROR, TARGETS
 from svd_hybrid.compress.settings import FamilySettings
 from svd_hybrid.compress.stream import FamilyStream, Progress
-from svd_hybrid.compress.tensor import encode_tensor, tuned
+from svd_hybrid.compress.tensor import encode_tensor, settings_of_kind
+from svd_hybrid.delta.evaluate import matrix_shape
 from svd_hybrid.errors import UsageError
 from svd_hybrid.numerics.metrics import squared_norm
 
@@ -75,12 +77,15 @@ class StepSearch:
         self._scalars = scalars * tasks
         self.target = value * scalars * tasks / 8 if self.kind == "target_bits" else value
         self._sample = self._sampled(SAMPLE_SCALARS // max(tasks, 1))
+        self._thin = True  # whether all matrices are: a family of adapters
+        self._deviation = self._measured()
+        if self._thin and not config.profile_params.has_target:
+            self.target = SIGNAL_ERROR
         self._trials: dict[float, Trial] = {}
         overhead = OVERHEAD_BYTES + OVERHEAD_PER_TENSOR * len(stream.source.base.infos)
         by_error = self.kind == "target_error"
         self._goal = self.target * (ERROR_AIM if by_error else SIZE_AIM)
         self._goal -= 0 if by_error else overhead
-        self._deviation = self._rms()
         self._attempts = 0
         self._met: tuple[float, float] | None = None  # nearest that was allowed, and its position
         self._position = 0.0
@@ -212,7 +217,9 @@ class StepSearch:
         for name in sorted(infos):
             if self.stream.source.has_deltas(name):
                 shape = infos[name].shape
-                own = tuned(self.stream.settings.of(name), self.config.profile, name, shape)
+                own = settings_of_kind(
+                    self.stream.settings.of(name), self.config.profile, name, shape
+                )
                 kinds[shape, own.profile].append(name)
         total = sum(infos[name].count for names in kinds.values() for name in names)
         share = min(1.0, most / max(total, 1))
@@ -223,13 +230,16 @@ class StepSearch:
             sample |= dict.fromkeys(chosen, len(names) / kept)
         return sample
 
-    def _rms(self) -> float:
+    def _measured(self) -> float:
+        """Root mean square of the deltas; 1 where there are none."""
         square = count = 0.0
         for name, stands_for in self._sample.items():
             deltas = self.stream.source.stack(name).deltas
             if deltas is not None:
                 square += stands_for * squared_norm(deltas)
                 count += stands_for * deltas.numel()
+                stack = deltas.reshape(len(deltas), *matrix_shape(tuple(deltas.shape[1:])))
+                self._thin = self._thin and all(not x.any() or is_thin(x) for x in stack)
                 self.stream.source.recycle(deltas)
         return math.sqrt(square / count) if square else 1.0
 
@@ -243,7 +253,7 @@ class StepSearch:
             if stack.deltas is None:
                 continue
             shape = self.stream.source.base.infos[name].shape
-            own = tuned(settings.of(name), config.profile, name, shape)
+            own = settings_of_kind(settings.of(name), config.profile, name, shape)
             masked = self.stream.method.takes_masks == "combined"
             mask = self.stream.masks.combined(name) if masked else None
             inputs = self.stream.inputs.of(name)

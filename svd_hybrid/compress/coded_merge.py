@@ -17,7 +17,7 @@ from torch import Tensor
 
 from svd_hybrid.artifact.writer import EncodedPart
 from svd_hybrid.compress.profiles.auto import AUTO
-from svd_hybrid.compress.profiles.auto.encode import tune
+from svd_hybrid.compress.profiles.auto.encode import for_kind
 from svd_hybrid.compress.profiles.base import EncodedParts
 from svd_hybrid.compress.profiles.params import AutoParams
 from svd_hybrid.delta.evaluate import Mix, evaluate
@@ -80,7 +80,7 @@ def code_merged(
 def _coded(
     delta: Tensor, step: float, coding: MergeCoding, prefix: str
 ) -> tuple[dict[str, EncodedPart], Expr | None]:
-    params = tune(AutoParams(step=step), coding.name, coding.shape)
+    params = for_kind(AutoParams(step=step), coding.name, coding.shape)
     stored = AUTO.encode(delta.unsqueeze(0), None, params, prefix)
     if stored is None:
         return {}, None

@@ -27,7 +27,7 @@ from svd_hybrid.compress.merging import (
 )
 from svd_hybrid.compress.profiles.base import Originals
 from svd_hybrid.compress.stream import FamilyStream, Progress
-from svd_hybrid.compress.tensor import encode_tensor, masked_regions, tuned
+from svd_hybrid.compress.tensor import encode_tensor, masked_regions, settings_of_kind
 from svd_hybrid.delta.evaluate import matrix_shape
 from svd_hybrid.delta.expr import Exact, Expr, Scale, Sum, Weighted
 from svd_hybrid.delta.serial import expr_from_json, expr_to_json
@@ -216,7 +216,7 @@ class FamilyEncoder:
         mask = self.stream.masks.combined(name) if self.method.takes_masks == "combined" else None
         if self.plan.encodes_tasks:
             originals = self._originals(name, stack)
-            own = tuned(settings, self.config.profile, name, info.shape)
+            own = settings_of_kind(settings, self.config.profile, name, info.shape)
             inputs = self.stream.inputs.of(name)
             encoded = encode_tensor(stack.deltas, mask, self.config, own, originals, inputs)
             parts |= encoded.parts

@@ -74,14 +74,14 @@ class EncodedTensor:
         return sum(part.nbytes for part in self.parts.values())
 
 
-def tuned(
+def settings_of_kind(
     settings: TensorSettings, profile: str, name: str, shape: tuple[int, ...]
 ) -> TensorSettings:
     """The settings with the profile's parameters for that kind of tensor."""
-    tune = PROFILES[profile].tune
-    return (
-        settings if tune is None else replace(settings, profile=tune(settings.profile, name, shape))
-    )
+    for_kind = PROFILES[profile].for_kind
+    if for_kind is None:
+        return settings
+    return replace(settings, profile=for_kind(settings.profile, name, shape))
 
 
 def encode_tensor(

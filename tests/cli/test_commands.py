@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from svd_hybrid.cli.app import COMMANDS
 from svd_hybrid.compress.config import CompressConfig, resolve_config
-from svd_hybrid.compress.profiles.params import DEFAULT_ERROR, HybridParams
+from svd_hybrid.compress.profiles.params import DEFAULT_ERROR, SIGNAL_ERROR, HybridParams
 from tests.cli.project import SVDH, TASKS, Project
 
 
@@ -428,7 +428,9 @@ def test_compress_help_shows_every_default(svdh):
         assert f"--{key.replace('_', '-')}" in text
         shown = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
         assert shown in ("", [], None) or f"[default: {shown}]" in text, key
-    assert f"{DEFAULT_ERROR} without a target" in text, "the default of the unset target"
+    assert f"without a target {DEFAULT_ERROR}, or {SIGNAL_ERROR}" in text, (
+        "the default of the unset target"
+    )
 
 
 LISTS_TORCH = """

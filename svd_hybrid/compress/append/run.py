@@ -36,7 +36,7 @@ from svd_hybrid.compress.profiles.table import PROFILES
 from svd_hybrid.compress.run import CompressResult, finish_artifact
 from svd_hybrid.compress.settings import FamilySettings
 from svd_hybrid.compress.stream import Progress
-from svd_hybrid.compress.tensor import tuned
+from svd_hybrid.compress.tensor import settings_of_kind
 from svd_hybrid.compress.weighting import TaskWeights
 from svd_hybrid.delta.evaluate import BeyondRangeError
 from svd_hybrid.errors import ArtifactError, UsageError, shorten
@@ -246,7 +246,7 @@ class _Grower:
             base = self.family.base.read(record.name)
             check_digest(record, tensor_digest(base), self.family.base.path)
             self.diagnostics.count_scalars(self.family.base.infos[record.name])
-            own = tuned(settings.of(record.name), profile, record.name, record.shape)
+            own = settings_of_kind(settings.of(record.name), profile, record.name, record.shape)
             self._write(record, own.profile, prefixes)
             if progress:
                 progress("append", done, len(records))

@@ -78,14 +78,14 @@ class Profile:
         encode_minding: `encode` for a layer whose inputs are known; their statistics, per task,
             are its last argument. None where a profile has no use for them.
         minds_inputs: params → whether it has.
-        tune: (params, tensor name, shape) → the params for that tensor, where kinds differ.
+        for_kind: (params, tensor name, shape) → the params for that tensor, where kinds differ.
     """
 
     name: str
     summary: str
     encode: Callable[[Tensor, Tensor | None, Any, str], EncodedStack | None]
     encode_originals: Callable[[Originals, Any], EncodedStack | None] | None = None
-    tune: Callable[[Any, str, tuple[int, ...]], Any] | None = None
+    for_kind: Callable[[Any, str, tuple[int, ...]], Any] | None = None
     encode_minding: MindingEncode | None = None
     minds_inputs: Callable[[Any], bool] = lambda params: False
 

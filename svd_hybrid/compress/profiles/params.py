@@ -90,6 +90,8 @@ def _check_range(params: Any, **limits: tuple[float, float]) -> None:
 
 
 DEFAULT_ERROR = 0.3
+SIGNAL_ERROR = 0.15
+"""Default where errors are not noise but lost signal, which costs a model more."""
 TARGETS = ("target_error", "target_bits", "target_size", "step")
 LARGEST_GROUP = 2**20
 BITS = "bits of the code of a scalar of a delta, at most 8"
@@ -216,7 +218,8 @@ class AutoParams:
     target_error: float | None = _parameter(
         None,
         f"relative error of the deltas to keep to, in (0, 2]; what a mask leaves out does not "
-        f"count; {DEFAULT_ERROR} without a target",
+        f"count; without a target {DEFAULT_ERROR}, or {SIGNAL_ERROR} with the objective error and "
+        "for families of adapters",
     )
     target_bits: float | None = _parameter(
         None, "bits per parameter and task that the directory may take, all files counted"
@@ -252,7 +255,14 @@ class AutoParams:
     def target(self) -> tuple[str, float]:
         """What decides the size: the name of a field and its value."""
         given = [name for name in TARGETS if getattr(self, name) is not None]
-        return (given[0], getattr(self, given[0])) if given else ("target_error", DEFAULT_ERROR)
+        if given:
+            return given[0], getattr(self, given[0])
+        return "target_error", DEFAULT_ERROR if self.objective == "quality" else SIGNAL_ERROR
+
+    @property
+    def has_target(self) -> bool:
+        """Whether the user said what decides the size."""
+        return any(getattr(self, name) is not None for name in TARGETS)
 
 
 PROFILE_PARAMS: dict[str, type[Any]] = {

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from svd_hybrid import Artifact, compress
 from svd_hybrid.compress.profiles.auto import AUTO
+from svd_hybrid.compress.profiles.auto.kinds import is_thin
 from svd_hybrid.compress.profiles.base import EncodedStack, squared_error
-from svd_hybrid.compress.profiles.params import AutoParams
+from svd_hybrid.compress.profiles.params import SIGNAL_ERROR, AutoParams
 from svd_hybrid.errors import SvdhError
 from svd_hybrid.numerics.rounding import rounding_bits
 from tests.families import (
@@ -278,6 +279,21 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> FamilyFiles:
     }
     deltas["b"] += 0.01 * normal(3, 480, 290, seed=5)
     return write(tmp_path_factory.mktemp("large"), deltas)
+
+
+def test_products_of_thin_factors_are_stored_as_such(tmp_path):
+    deltas = {"w": normal(2, 96, 4) @ normal(2, 4, 120, seed=1), "bias": torch.zeros(2, 8)}
+    _, got = store(tmp_path, deltas)
+    assert operations(tmp_path / "art") == {"low-rank"}
+    assert SIGNAL_ERROR * 0.9 < whole_error(got, {"w": deltas["w"]}) <= SIGNAL_ERROR
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-2])
+def test_a_little_noise_makes_a_product_no_longer_thin(noise):
+    product = normal(60, 3) @ normal(3, 80, seed=1)
+    assert is_thin(product + noise * normal(60, 80, seed=2)) == (noise == 0.0)
+    assert not is_thin(normal(60, 30) @ normal(30, 80, seed=1)), "its factors have more numbers"
+    assert not is_thin(normal(6, 6))
 
 
 @EACH_OBJECTIVE

@@ -37,7 +37,7 @@ from svd_hybrid.compress.profiles.auto.factors import (
     task_factors,
     with_coefficients,
 )
-from svd_hybrid.compress.profiles.auto.kinds import error_weight, is_small
+from svd_hybrid.compress.profiles.auto.kinds import error_weight, is_small, is_thin
 from svd_hybrid.compress.profiles.auto.rest import (
     CodedRest,
     PackedRest,
@@ -80,6 +80,8 @@ def encode(
     stack = masked_stack(stack, mask)
     if not bool(stack.any()):
         return None
+    if all(not x.any() or is_thin(x) for x in stack):  # no rest, whose noise would be cheap
+        params = replace(params, objective="error")
     steps = _steps(stack, params)
     coded = _Coded(stack, params, steps, inputs)
     return coded.stored(prefix, stack[0].numel() if mask is None else int(mask.sum()))
@@ -239,7 +241,7 @@ def _stacked(
     return EncodedPart(codec, rows, columns, True, {}, tuple(strings))
 
 
-def tune(params: AutoParams, name: str, shape: tuple[int, ...]) -> Any:
+def for_kind(params: AutoParams, name: str, shape: tuple[int, ...]) -> Any:
     """The parameters of one tensor: what its errors count, by kind unless an override says."""
     if params.error_weight:
         return params
@@ -250,7 +252,7 @@ AUTO = Profile(
     name="auto",
     summary="Strong directions as factors, the rest entropy-coded, one step for the family.",
     encode=encode,
-    tune=tune,
+    for_kind=for_kind,
     encode_minding=encode,
     minds_inputs=lambda params: params.objective == "quality",
 )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+import torch
+from torch import Tensor
+
 from svd_hybrid.delta.evaluate import matrix_shape
 
 IMAGE_CHANNELS = 4
@@ -12,6 +15,10 @@ TABLE = 4.0
 VECTOR = 8.0
 SMALLEST_SIDE = 8
 """Matrices with a shorter side are coded as vectors are."""
+THIN_ROOM = 2
+"""Numbers of a thin matrix for one of its factors'."""
+ZERO = 1e-5
+"""Share of the largest singular value below which one is rounding (float32, sums of products)."""
 TABLES = re.compile(
     r"(^|[._])(embed\w*|wte|wpe|tok_embeddings|position\w*|\w*_embeddings?|lm_head|head|classifier"
     r"|cls|class_token|output_projection)([._]|$)"
@@ -37,3 +44,20 @@ def error_weight(name: str, shape: tuple[int, ...]) -> float:
 def is_small(shape: tuple[int, ...]) -> bool:
     """Whether a tensor is too small for factors: a vector, or a matrix with a short side."""
     return min(matrix_shape(shape)) < SMALLEST_SIDE
+
+
+def is_thin(x: Tensor) -> bool:
+    """Whether a matrix (m, n) is a product of factors with far fewer numbers, as a LoRA's.
+
+    A corner of it, of a sixteenth of its numbers, tells most that are not.
+    """
+    m, n = x.shape
+    side = min(m, n) // 4
+    if side < 2 or _rank(x[:side, :side]) > side // 2:
+        return False
+    return _rank(x) * (m + n) * THIN_ROOM <= m * n
+
+
+def _rank(x: Tensor) -> int:
+    values = torch.linalg.svdvals(x)
+    return int((values > ZERO * values[0]).sum())
