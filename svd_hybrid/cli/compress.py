@@ -58,7 +58,8 @@ TASK_OPTIONS = ("tasks", "task_paths", "checkpoint_dir")
     "--statistics-dir",
     type=PATH,
     metavar="DIR",
-    help="Layer statistics, <task>.safetensors each, for methods that read them.",
+    help="Layer statistics, <task>.safetensors each: for methods that read them, and for profile "
+    "auto, which rounds with regard to Gram matrices.",
 )
 @click.option(
     "--from-artifact",
