@@ -1,4 +1,4 @@
-"""The encoder's choice of classes: least bits under the tables it will use.
+"""The encoder's choice of classes: least bits.
 
 Every row is priced in every class from a histogram of its numbers, so a choice is an exact
 minimum and not an estimate of scale. Neighbouring rows are then drawn together where a step costs
@@ -12,16 +12,15 @@ from numpy.typing import NDArray
 
 from svd_hybrid.codec.entropy.alphabet import (
     CLASSES,
-    ESCAPE,
     LARGEST,
     LAST_UNSHIFTED,
     UNIT_CLASS,
     Ints,
     split,
 )
+from svd_hybrid.codec.entropy.class_sources import class_bits
 from svd_hybrid.codec.entropy.classes import FARTHEST_OFFSET, ZERO_COLUMN, Classes
 from svd_hybrid.codec.entropy.lines import FARTHEST, choose_law, law_bits, line_symbols
-from svd_hybrid.codec.entropy.tables import Tables
 
 Matrix = NDArray[np.int32]
 Floats = NDArray[np.float64]
@@ -32,16 +31,15 @@ TINY = np.float32(1e-9)
 NEVER = 1e18  # bits; finite, so that differences stay numbers
 
 
-def classify(matrix: Matrix, tables: Tables) -> Classes:
+def classify(matrix: Matrix) -> Classes:
     """The classes `encode` will choose.
 
     Args:
         matrix: (rows, columns) int32.
-        tables: the tables the slice will be coded with.
     """
     rows, columns = matrix.shape
     zero: NDArray[np.bool_] = ~(matrix != 0).any(axis=1)
-    bits = line_bits(matrix, np.zeros(columns, np.int64), tables)
+    bits = line_bits(matrix, np.zeros(columns, np.int64))
     plain = settle(bits, zero)
     if rows < 2 or columns < 2 or zero.all():
         return Classes(plain.astype(np.uint8))
@@ -50,7 +48,7 @@ def classify(matrix: Matrix, tables: Tables) -> Classes:
         return Classes(plain.astype(np.uint8))
     before = total(bits, plain, zero)
     dead = offsets == ZERO_COLUMN
-    both = line_bits(matrix, offsets, tables)
+    both = line_bits(matrix, offsets)
     chosen = settle(both, zero)
     after = total(both, chosen, zero) + choose_law(line_symbols(offsets, dead, 0))[1] + 8
     if after >= before:
@@ -65,13 +63,12 @@ def total(bits: Floats, classes: Ints, zero: NDArray[np.bool_]) -> float:
     return float(own) + choose_law(line_symbols(classes, zero, first))[1]
 
 
-def line_bits(matrix: Matrix, offsets: Ints, tables: Tables) -> Floats:
+def line_bits(matrix: Matrix, offsets: Ints) -> Floats:
     """Bits of every row in every class.
 
     Args:
         matrix: (rows, columns) int32.
         offsets: (columns,) int64 added to the class; ZERO_COLUMN leaves a column out.
-        tables: frequency tables.
 
     Returns:
         (rows, CLASSES) float64; class 0 is NEVER, classes far from the row's scale are guessed.
@@ -81,14 +78,14 @@ def line_bits(matrix: Matrix, offsets: Ints, tables: Tables) -> Floats:
         if offset == ZERO_COLUMN:
             continue
         used = offsets == offset
-        part = _bits_at_unit(matrix if used.all() else matrix[:, used], tables)
+        part = _bits_at_unit(matrix if used.all() else matrix[:, used])
         moved = np.clip(np.arange(CLASSES) + offset, 1, CLASSES - 1)
         bits += part[:, moved]
     bits[:, 0] = NEVER
     return bits
 
 
-def _bits_at_unit(matrix: Matrix, tables: Tables) -> Floats:
+def _bits_at_unit(matrix: Matrix) -> Floats:
     """Bits of every row in every class, all columns alike."""
     rows, columns = matrix.shape
     bits = np.full((rows, CLASSES), NEVER)
@@ -96,9 +93,9 @@ def _bits_at_unit(matrix: Matrix, tables: Tables) -> Floats:
     magnitudes[matrix == np.iinfo(np.int32).min] = LARGEST + 1
     keys = magnitudes + np.arange(rows, dtype=np.int64)[:, None] * (LARGEST + 2)
     counts = np.bincount(keys.ravel(), minlength=rows * (LARGEST + 2)).reshape(rows, -1)
-    folded = tables.bits[:, LARGEST:].T
+    prices = class_bits()
     small = LAST_UNSHIFTED + 1
-    bits[:, 1:small] = counts @ folded[:, 1:small]
+    bits[:, 1:small] = counts @ prices.T[:, 1:small]
     # a class too high costs half a bit a number for each step, one too low escapes
     bits[:, small:] = bits[:, small - 1 : small] + 0.5 * columns * np.arange(1, CLASSES - small + 1)
     large = np.flatnonzero(counts[:, LARGEST // 2 :].any(axis=1))
@@ -110,8 +107,7 @@ def _bits_at_unit(matrix: Matrix, tables: Tables) -> Floats:
         at = large[nearest == centre]
         for c in range(max(small, centre - NEAR), min(CLASSES, centre + NEAR + 1)):
             shifted, _ = split(matrix[at], c)
-            symbols = np.where(np.abs(shifted) > LARGEST, ESCAPE, shifted + LARGEST)
-            bits[at, c] = tables.bits[c][symbols].sum(axis=1)
+            bits[at, c] = prices[c][np.minimum(np.abs(shifted), LARGEST + 1)].sum(axis=1)
         for c in range(small, centre - NEAR):
             bits[at, c] = bits[at, centre - NEAR] + columns * 2.0 * (centre - NEAR - c)
         for c in range(centre + NEAR + 1, CLASSES):
