@@ -34,7 +34,7 @@ from svd_hybrid.reload.api import reload
 
 PROFILES = ("fast", "hybrid", "auto")
 BASE_SIZE = 0.02
-STEPS = (0.5, 1.0, 3.0, 8.0)
+STEPS = (0.5, 1.0, 3.0, 4.5)
 """Of the entropy coder's input, in units of the deltas' root mean square."""
 COPIED = 2**24
 """Numbers of the memory copy: 64 MiB, beyond any cache."""

@@ -24,6 +24,7 @@ from svd_hybrid.codec.checks import exact_keys
 from svd_hybrid.codec.entropy import decode, encode
 from svd_hybrid.errors import ArtifactError, ParameterError
 from svd_hybrid.numerics.hadamard import rotate, rotate_back
+from svd_hybrid.numerics.largest import all_finite, largest_magnitude
 
 SCALE_BYTES = 2
 FINEST = 2.0**20
@@ -89,7 +90,7 @@ class IntegersCodec:
             values = rotate_back(numbers, scale)
         else:
             values = (numbers.to(torch.float64) * scale).to(torch.float32)
-        if not bool(torch.isfinite(values).all()):
+        if not all_finite(values):
             raise ArtifactError(f"codec {self.name!r}: a number leaves float32")
         return values
 
@@ -119,7 +120,7 @@ def unit_rows(numbers: Tensor) -> Tensor:
         ArtifactError: a sum of squares reaches 2**62.
     """
     wide = numbers.to(torch.int64)
-    largest = int(wide.abs().max()) if wide.numel() else 0
+    largest = int(largest_magnitude(numbers))
     if largest**2 * wide.shape[1] >> MOST_SQUARES_LOG:  # may not fit: summed in two halves
         high, low = ((wide * wide) >> 32).sum(1), ((wide * wide) & 0xFFFFFFFF).sum(1)
         if bool((high + (low >> 32) >= 1 << (MOST_SQUARES_LOG - 32)).any()):

@@ -27,6 +27,7 @@ Floats = NDArray[np.float64]
 
 NEAR = 3  # classes tried on either side of the one the rms names, for rows with large numbers
 ROUNDS = 3
+BLOCK = 64  # rows counted at once, so that they stay in the cache
 TINY = np.float32(1e-9)
 NEVER = 1e18  # bits; finite, so that differences stay numbers
 
@@ -89,10 +90,7 @@ def _bits_at_unit(matrix: Matrix) -> Floats:
     """Bits of every row in every class, all columns alike."""
     rows, columns = matrix.shape
     bits = np.full((rows, CLASSES), NEVER)
-    magnitudes = np.minimum(np.abs(matrix), LARGEST + 1)
-    magnitudes[matrix == np.iinfo(np.int32).min] = LARGEST + 1
-    keys = magnitudes + np.arange(rows, dtype=np.int64)[:, None] * (LARGEST + 2)
-    counts = np.bincount(keys.ravel(), minlength=rows * (LARGEST + 2)).reshape(rows, -1)
+    counts = np.concatenate([_histograms(matrix[i : i + BLOCK]) for i in range(0, rows, BLOCK)])
     prices = class_bits()
     small = LAST_UNSHIFTED + 1
     bits[:, 1:small] = counts @ prices.T[:, 1:small]
@@ -113,6 +111,13 @@ def _bits_at_unit(matrix: Matrix) -> Floats:
         for c in range(centre + NEAR + 1, CLASSES):
             bits[at, c] = bits[at, centre + NEAR] + columns * 0.5 * (c - centre - NEAR)
     return bits
+
+
+def _histograms(matrix: Matrix) -> Ints:
+    """(rows, LARGEST + 2) counts of the magnitudes of each row, larger ones in the last column."""
+    magnitudes = np.minimum(np.abs(matrix).view(np.uint32), LARGEST + 1)
+    keys = magnitudes + np.arange(len(matrix))[:, None] * (LARGEST + 2)
+    return np.bincount(keys.ravel(), minlength=len(matrix) * (LARGEST + 2)).reshape(-1, LARGEST + 2)
 
 
 def settle(bits: Floats, zero: NDArray[np.bool_]) -> Ints:
@@ -155,13 +160,14 @@ def column_offsets(matrix: Matrix, rows: Ints) -> Ints:
     Returns:
         (columns,) int64 in ±FARTHEST_OFFSET, median 0; ZERO_COLUMN for a column entirely zero.
     """
-    used = rows > 0
-    squares = matrix[used].astype(np.float32) ** 2
-    energy = np.exp2((rows[used] - UNIT_CLASS).astype(np.float32))
+    classes = rows[rows > 0]
+    squares = (matrix if len(classes) == len(rows) else matrix[rows > 0]).astype(np.float32) ** 2
+    energy = np.exp2((classes - UNIT_CLASS).astype(np.float32))
     for _ in range(ROUNDS):
         column = (1 / energy) @ squares / np.float32(len(energy))
         live = column > 0
-        energy = np.maximum(squares[:, live] @ (1 / column[live]) / np.float32(live.sum()), TINY)
+        used = squares if live.all() else squares[:, live]
+        energy = np.maximum(used @ (1 / column[live]) / np.float32(live.sum()), TINY)
     offsets = np.full(len(column), ZERO_COLUMN, np.int64)
     steps = np.log2(column[live])
     offsets[live] = np.clip(np.rint(steps - np.median(steps)), -FARTHEST_OFFSET, FARTHEST_OFFSET)

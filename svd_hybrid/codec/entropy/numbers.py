@@ -29,15 +29,15 @@ SIGNED: Vector = np.array([(place + 1) // 2 * (-1) ** place for place in range(6
 
 def to_phases(numbers: Vector, c: int) -> tuple[Phases, Bits, Ints]:
     """Phases, raw low bits, and the values w of the escapes."""
-    shifted, low = split(numbers, c)
+    shifted, low = split(numbers, c) if class_shift(c) else (numbers, np.zeros(0, np.int64))
     reach = class_law(c).reach
-    magnitudes = np.abs(shifted)
-    near = np.minimum(magnitudes, reach)
-    far = magnitudes[magnitudes >= reach]
+    magnitudes = np.abs(shifted).view(np.uint64 if class_shift(c) else np.uint32)
+    near = np.minimum(magnitudes, reach).astype(np.uint8)
+    far = magnitudes[near == reach].astype(np.int64)
     over = far[far > reach] - reach - 1
     phases = [
-        (clamped(c), (2 * near - (shifted < 0)).astype(np.uint8)),
-        (above(c), (far > reach).astype(np.uint8)),
+        (clamped(c), 2 * near - (shifted < 0)),
+        (above(c), (far > reach).view(np.uint8)),
         (excess(c), np.minimum(over, ESCAPE).astype(np.uint8)),
     ]
     return phases, to_bits(low, class_shift(c)), over[over >= ESCAPE] - ESCAPE + 1
