@@ -26,7 +26,7 @@ from bench_methods import BLOCK, TASKS, decaying_deltas, seconds
 from safetensors.torch import save_file
 from torch import Tensor
 
-from svd_hybrid.codec.entropy import Tables, classify, count, decode, encode
+from svd_hybrid.codec.entropy import decode, encode
 from svd_hybrid.compress.api import compress
 from svd_hybrid.compress.profiles.params import PROFILE_PARAMS
 from svd_hybrid.numerics.seeds import generator
@@ -34,7 +34,7 @@ from svd_hybrid.reload.api import reload
 
 PROFILES = ("fast", "hybrid", "auto")
 BASE_SIZE = 0.02
-STEPS = (0.5, 1.0, 3.0)
+STEPS = (0.5, 1.0, 3.0, 4.5)
 """Of the entropy coder's input, in units of the deltas' root mean square."""
 COPIED = 2**24
 """Numbers of the memory copy: 64 MiB, beyond any cache."""
@@ -127,11 +127,10 @@ def entropy_speeds(delta: Tensor, runs: int) -> Iterator[Speed]:
     scaled = delta / delta.square().mean().sqrt()
     for step in STEPS:
         matrix = np.rint((scaled / step).numpy()).astype(np.int32)
-        tables = Tables.fit(count(matrix, classify(matrix, Tables.DEFAULT)))
-        data = encode(matrix, tables)
+        data = encode(matrix)
         note = f"{8 * len(data) / matrix.size:.2f} bits a number"
-        yield Speed("rANS encode", seconds(partial(encode, matrix, tables), runs), mb, note)
-        read = partial(decode, data, matrix.shape, tables)
+        yield Speed("rANS encode", seconds(partial(encode, matrix), runs), mb, note)
+        read = partial(decode, data, matrix.shape)
         yield Speed("rANS decode", seconds(read, runs), mb, note)
 
 

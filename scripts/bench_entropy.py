@@ -1,7 +1,7 @@
 """Speed and size of the entropy coder: one thread, medians of processor time.
 
-Rounded Gaussian slices whose rows differ in scale, coded with tables fitted to them. MB/s counts
-four bytes a number. zstd packs one byte a number, where the module is installed and numbers fit.
+Rounded Gaussian slices whose rows differ in scale. MB/s counts four bytes a number. zstd packs one
+byte a number, where the module is installed and numbers fit.
 
     python scripts/bench_entropy.py [--runs 5]
 """
@@ -18,15 +18,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from svd_hybrid.codec.entropy import (
-    Classes,
-    Tables,
-    class_shift,
-    classify,
-    count,
-    decode,
-    encode,
-)
+from svd_hybrid.codec.entropy import Classes, classify, decode, encode
+from svd_hybrid.codec.entropy.alphabet import class_shift, split
 
 SLICES = [
     (1000, 4096, 2.0),
@@ -34,6 +27,8 @@ SLICES = [
     (1000, 4096, 0.5),
     (1000, 4096, 0.25),
     (1000, 4096, 0.1),
+    (1000, 4096, 0.05),
+    (768, 768, 0.1),
     (256, 1024, 0.5),
     (64, 768, 0.5),
     (24, 192, 0.5),
@@ -50,12 +45,11 @@ def main() -> None:
     print("rows columns scale |    bytes  bits/n  entropy  over %  zstd-19 | encode decode MB/s")
     for rows, columns, scale in SLICES:
         matrix = make(rows, columns, scale)
-        tables = Tables.fit(count(matrix, classify(matrix, Tables.DEFAULT)))
-        data = encode(matrix, tables)
-        wanted = entropy(matrix, classify(matrix, tables)) / matrix.size
+        data = encode(matrix)
+        wanted = entropy(matrix, classify(matrix)) / matrix.size
         bits = 8 * len(data) / matrix.size
-        slow = speed(partial(encode, matrix, tables), matrix.nbytes, runs)
-        fast = speed(partial(decode, data, (rows, columns), tables), matrix.nbytes, runs)
+        slow = speed(partial(encode, matrix), matrix.nbytes, runs)
+        fast = speed(partial(decode, data, (rows, columns)), matrix.nbytes, runs)
         print(
             f"{rows:4d} {columns:7d} {scale:5.2f} | {len(data):8d} {bits:7.4f} {wanted:8.4f}"
             f" {100 * (bits / wanted - 1):7.2f} {zstd(matrix):>8} | {slow:6.1f} {fast:6.1f}"
@@ -71,11 +65,11 @@ def make(rows: int, columns: int, scale: float) -> NDArray[np.int32]:
 
 def entropy(matrix: NDArray[np.int32], classes: Classes) -> float:
     """Bits of the numbers given their classes, from their own counts."""
-    counts = count(matrix, classes)
     bits = 0.0
-    for c, line in enumerate(counts):
-        seen = line[line > 0]
-        bits += float(seen @ np.log2(line.sum() / seen)) + int(line.sum()) * class_shift(c)
+    for c, where in classes.places(matrix.shape[1]):
+        numbers, _ = split(matrix[where] if classes.columns is None else matrix.ravel()[where], c)
+        counts = np.unique(numbers, return_counts=True)[1]
+        bits += float(counts @ np.log2(numbers.size / counts)) + numbers.size * class_shift(c)
     return bits
 
 

@@ -6,7 +6,7 @@ Three kinds of rows, by configuration:
     rotated     rows of k * scale, rotated back by numerics.hadamard
     unit        value = k / sqrt(sum of the row's k**2): rows of norm 1, no scale is stored
 
-Source: codec design §6 and §11; entropy coding is codec.entropy's, with its built-in tables.
+Source: codec design §6 and §11; entropy coding is codec.entropy's.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from svd_hybrid.codec.checks import exact_keys
-from svd_hybrid.codec.entropy import Tables, decode, encode
+from svd_hybrid.codec.entropy import decode, encode
 from svd_hybrid.errors import ArtifactError, ParameterError
 from svd_hybrid.numerics.hadamard import rotate, rotate_back
+from svd_hybrid.numerics.largest import all_finite, largest_magnitude
 
 SCALE_BYTES = 2
 FINEST = 2.0**20
@@ -69,7 +70,7 @@ class IntegersCodec:
             numbers: (rows, columns), integers of int32 range in any dtype.
             scale: of one unit, > 0; `stored_scale` says what a reader will see of it.
         """
-        string = encode(numbers.to(torch.int32).numpy(), Tables.DEFAULT)
+        string = encode(numbers.to(torch.int32).numpy())
         if not string or self.rows == "unit":
             return string
         return _scale_bits(scale) + string
@@ -81,7 +82,7 @@ class IntegersCodec:
             if len(data) <= SCALE_BYTES:
                 raise ArtifactError(f"codec {self.name!r}: {len(data)} bytes hold no numbers")
             scale, string = _scale_of(data[:SCALE_BYTES]), data[SCALE_BYTES:]
-        matrix, _ = decode(string, shape, Tables.DEFAULT)
+        matrix, _ = decode(string, shape)
         numbers = torch.from_numpy(matrix)
         if self.rows == "unit":
             values = unit_rows(numbers)
@@ -89,7 +90,7 @@ class IntegersCodec:
             values = rotate_back(numbers, scale)
         else:
             values = (numbers.to(torch.float64) * scale).to(torch.float32)
-        if not bool(torch.isfinite(values).all()):
+        if not all_finite(values):
             raise ArtifactError(f"codec {self.name!r}: a number leaves float32")
         return values
 
@@ -119,7 +120,7 @@ def unit_rows(numbers: Tensor) -> Tensor:
         ArtifactError: a sum of squares reaches 2**62.
     """
     wide = numbers.to(torch.int64)
-    largest = int(wide.abs().max()) if wide.numel() else 0
+    largest = int(largest_magnitude(numbers))
     if largest**2 * wide.shape[1] >> MOST_SQUARES_LOG:  # may not fit: summed in two halves
         high, low = ((wide * wide) >> 32).sum(1), ((wide * wide) & 0xFFFFFFFF).sum(1)
         if bool((high + (low >> 32) >= 1 << (MOST_SQUARES_LOG - 32)).any()):

@@ -30,6 +30,7 @@ from svd_hybrid.delta.expr import (
 )
 from svd_hybrid.errors import ArtifactError, UsageError
 from svd_hybrid.numerics.bit_patterns import PATTERN_BLOCK, integer_dtype, prediction, restored
+from svd_hybrid.numerics.largest import all_finite
 from svd_hybrid.numerics.reproducible import ReproducibleProduct, weighted_sum
 
 EXACT_DTYPES = {
@@ -204,7 +205,7 @@ def _tucker(expr: Tucker, parts: PartSource, mix: Mix, shape: tuple[int, int]) -
     _expect((rows, columns, m, n) == (p, q, *shape), what, (p, m, rows, columns, q, n), shape)
     left, core, right = (_leaf(parts, name, mix) for name in names)
     inner = ReproducibleProduct(core, right, expr.limbs).rows(0, rows).to(torch.float32)
-    if not bool(torch.isfinite(inner).all()):
+    if not all_finite(inner):
         raise ArtifactError(f"{what} leaves float32")
     product = ReproducibleProduct(left.T, inner, expr.limbs)
     return _ProductRows(product, _shared_factor(parts, mix, *names))
@@ -225,7 +226,7 @@ def _leaf(parts: PartSource, part: str, mix: Mix) -> Tensor:
         return _numbers(parts, part, next(iter(mix.weights)))
     terms = ((weight, _numbers(parts, part, task)) for task, weight in mix.weights.items())
     mixed = weighted_sum(terms).to(torch.float32)
-    if not bool(torch.isfinite(mixed).all()):
+    if not all_finite(mixed):
         raise BeyondRangeError(f"part {part!r} leaves float32", fix="pass smaller weights")
     return mixed
 

@@ -17,6 +17,7 @@ from svd_hybrid.io.adapter.reader import AdapterReader, open_task
 from svd_hybrid.io.lookup import fold_name
 from svd_hybrid.io.reader import CheckpointReader, file_bytes, open_checkpoint
 from svd_hybrid.io.tensors import DTYPES, TensorInfo, info_of, raw_bytes
+from svd_hybrid.numerics.largest import largest_magnitude
 
 BUFFER_SUFFIXES = ("running_mean", "running_var")
 MOST_CHARACTERS = 240
@@ -311,18 +312,6 @@ def _croppable(tuned: TensorInfo, base: TensorInfo) -> bool:
     return len(tuned.shape) == len(base.shape) and all(
         have >= want for have, want in zip(tuned.shape, base.shape, strict=True)
     )
-
-
-def largest_magnitude(x: Tensor) -> float:
-    """Largest |x|, in one pass; NaN where there is one, 0 for an empty tensor.
-
-    >>> largest_magnitude(torch.tensor([1.0, -3.0])), largest_magnitude(torch.empty(0))
-    (3.0, 0.0)
-    """
-    if not x.numel():
-        return 0.0
-    low, high = (float(bound) for bound in torch.aminmax(x))  # NaN wins both
-    return max(-low, high) if not math.isnan(low) else math.nan
 
 
 def is_buffer(name: str) -> bool:

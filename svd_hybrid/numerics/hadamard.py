@@ -13,10 +13,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from svd_hybrid.numerics.largest import largest_magnitude
+
 LARGEST_BLOCK = 256
 SEED = b"svdh-rotation"
 SIGNS_PER_DIGEST = 256
 EXACT_F32 = 2.0**24
+BLOCK_ROWS = 64
+"""Rows turned at a time, so that they stay in the cache."""
 
 
 def block_sizes(columns: int) -> list[int]:
@@ -98,10 +102,14 @@ def rotate_back(numbers: Tensor, scale: float) -> Tensor:
         (m, n) float32: RN32(sum * RN64(scale * block scale)), the sums exact.
     """
     n = numbers.shape[1]
-    largest = float(numbers.to(torch.float64).abs().max()) if numbers.numel() else 0.0
-    exact = torch.float32 if largest * LARGEST_BLOCK < EXACT_F32 else torch.float64
-    sums = sums_in_blocks(numbers.to(exact)).to(torch.float64)
-    return (sums * (block_scales(n) * scale * column_signs(n))).to(torch.float32)
+    exact_f32 = largest_magnitude(numbers) * LARGEST_BLOCK < EXACT_F32
+    scales = block_scales(n) * scale * column_signs(n)
+    out = torch.empty(numbers.shape, dtype=torch.float32)
+    for first in range(0, len(numbers), BLOCK_ROWS):
+        rows = numbers[first : first + BLOCK_ROWS]
+        sums = sums_in_blocks(rows.to(torch.float32 if exact_f32 else torch.float64))
+        out[first : first + BLOCK_ROWS] = sums * scales
+    return out
 
 
 @lru_cache(maxsize=16)

@@ -91,32 +91,30 @@ class ReproducibleProduct:
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows start:stop of the product, (stop - start, n) float64."""
         block = self.left[start:stop]
-        out = torch.zeros((block.shape[0], self.right.shape[1]), dtype=torch.float64)
-        if out.numel() == 0 or block.shape[1] == 0:
-            return out
-        left_exponents = _largest_exponents(block, 1)
-        left_limbs = self._split(block, left_exponents)
-        for first in range(0, out.shape[1], COLUMN_PANEL):
-            last = min(first + COLUMN_PANEL, out.shape[1])
+        shape = (block.shape[0], self.right.shape[1])
+        if 0 in (*shape, block.shape[1]):
+            return torch.zeros(shape, dtype=torch.float64)
+        left = self._split(block, _largest_exponents(block, 1))
+        panels = []
+        for first in range(0, shape[1], COLUMN_PANEL):
+            last = min(first + COLUMN_PANEL, shape[1])
             exponents = self._right_exponents[:, first:last]
-            right_limbs = self._split(self.right[:, first:last], exponents)
-            scale = power_of_two(left_exponents + exponents - 2 * self.bits)
-            product = self._multiply(left_limbs, right_limbs).mul_(scale)
-            out[:, first:last] = product.add_(0.0)  # some BLAS kernels give -0 where others give 0
-        return out
+            right = self._split(self.right[:, first:last], exponents)
+            panel = left[0] @ right[0]
+            if self.limbs == 2:
+                panel += left[0] @ right[1] + left[1] @ right[0]
+            panels.append(panel.add_(0.0))  # some BLAS kernels give -0 where others give 0
+        return panels[0] if len(panels) == 1 else torch.cat(panels, 1)
 
     def _split(self, x: Tensor, exponents: Tensor) -> list[Tensor]:
+        """The limbs: integers times a power of two, as exact to multiply as the integers."""
         scaled = x.to(torch.float64) * power_of_two(self.bits - exponents)
         high = scaled.round()
-        if self.limbs == 1:
-            return [high]
-        return [high, ((scaled - high) * 2.0**self.bits).round()]
-
-    def _multiply(self, left: list[Tensor], right: list[Tensor]) -> Tensor:
-        exact = left[0] @ right[0]
+        limbs = [high * power_of_two(exponents - self.bits)]
         if self.limbs == 2:
-            exact += (left[0] @ right[1] + left[1] @ right[0]) * 2.0**-self.bits
-        return exact
+            rest = ((scaled - high) * 2.0**self.bits).round_()
+            limbs.append(rest * power_of_two(exponents - 2 * self.bits))
+        return limbs
 
 
 def weighted_sum(terms: Iterable[tuple[float, Tensor]]) -> Tensor:

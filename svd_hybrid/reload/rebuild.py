@@ -22,6 +22,7 @@ from svd_hybrid.delta.serial import expr_from_json
 from svd_hybrid.errors import UsageError
 from svd_hybrid.io.reader import CheckpointReader
 from svd_hybrid.io.tensors import DTYPES, TensorInfo
+from svd_hybrid.numerics.largest import all_finite
 from svd_hybrid.numerics.reproducible import round_once
 from svd_hybrid.reload.selection import Selection
 
@@ -123,7 +124,7 @@ class Rebuilder:
         return out.reshape(record.shape)
 
     def _check_fits(self, block: Tensor, name: str) -> None:
-        if not bool(torch.isfinite(block).all()):
+        if not all_finite(block):
             fault = BeyondRangeError if self.dtype is None else UsageError
             raise fault(
                 f"rebuilt tensor does not fit {block.dtype}: it would hold infinity",

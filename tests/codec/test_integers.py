@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from svd_hybrid.codec import IntegersCodec, codec_from_json, codec_to_json
-from svd_hybrid.codec.entropy import Tables, encode
+from svd_hybrid.codec.entropy import encode
 from svd_hybrid.codec.integers import ROWS, stored_scale, unit_rows
 from svd_hybrid.errors import ArtifactError, ParameterError
 from svd_hybrid.numerics.hadamard import rotate
@@ -236,7 +236,7 @@ def test_scales_that_are_no_positive_number_are_refused(word):
 @pytest.mark.parametrize("rows", ["scaled", "rotated"])
 def test_numbers_beyond_float32_are_refused(rows):
     numbers = np.array([[2**31 - 1, -(2**31)]], np.int32)
-    huge = struct.pack("<H", 0x7F7F) + encode(numbers, Tables.DEFAULT)
+    huge = struct.pack("<H", 0x7F7F) + encode(numbers)
     with pytest.raises(ArtifactError, match="float32"):
         IntegersCodec(rows).decode_slice(huge, (1, 2))
 
@@ -245,9 +245,7 @@ def test_numbers_beyond_float32_are_refused(rows):
 def test_the_largest_integers_are_exact(rows):
     """Magnitudes of 2**31 have no positive counterpart in 32 bits, and squares near 2**62."""
     numbers = np.array([[-(2**31), 0, 5, 1]], np.int32)
-    string = (b"" if rows == "unit" else struct.pack("<H", 0x3F80)) + encode(
-        numbers, Tables.DEFAULT
-    )
+    string = (b"" if rows == "unit" else struct.pack("<H", 0x3F80)) + encode(numbers)
     codec = IntegersCodec(rows)
     if rows == "unit":
         with pytest.raises(ArtifactError, match="norm 1"):

@@ -16,6 +16,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -322,31 +323,73 @@ class Bits:
         require(self.size - self.at < 8 and not self.value >> self.at, "filling of a bit string")
 
 
-MAGNITUDES = """1; 1; 1; 1; 2; 4; 8; 16; 32; 64; 128; 256 1; 480 8; 768 56 3; 896 192 30 4
-    896 352 112 30 8 2; 768 448 224 96 40 16 6 2 1; 576 448 288 176 104 56 28 15 8 4 2 1
-    448 384 288 224 160 112 72 48 32 20 12 8 5 3 2 1 1
-    320 288 256 224 192 144 112 88 64 48 36 28 20 15 11 8 5 4 3 2 1 1 1 1"""
+CLASSES = """1:4:1; 1:4:1; 1:4:1; 1:4:1; 2:4:1; 4:4:1; 8:4:1; 16:4:1; 32:4:1; 64:4:1; 128:4:1
+    256:8:1; 488:24:1; 827:250:1; 896 226:420:1; 896 352 150:900:2; 768 448 224 161:1550:3
+    576 448 288 176 218:2100:4; 448 384 288 224 160 112 204:2600:5
+    320 288 256 224 192 144 112 336:3000:6"""
 EXPONENTS = [64, 192, 576, 640, 640, 512, 512, 320, 160, 96, *[16] * 24]
-ESCAPE = 63
-Slots = list[tuple[int, int, int]]
-"""For each slot of a table: symbol, frequency, slot - start."""
+ESCAPE = 31
+Phrase = tuple[int, ...]
+Slots = list[tuple[Phrase, int, int]]
+"""For each slot of a table: phrase, frequency, slot - start."""
 
 
-def slots(frequencies: list[tuple[int, int]]) -> Slots:
-    """Of symbols and their frequencies, in the order of the slots."""
-    return [(symbol, f, offset) for symbol, f in frequencies for offset in range(f)]
+def slots(frequencies: list[tuple[Phrase, int]]) -> Slots:
+    """Of phrases and their frequencies, in the order of the slots."""
+    return [(phrase, f, offset) for phrase, f in frequencies for offset in range(f)]
 
 
-def class_table(k: int) -> Slots:
-    lists = [[int(f) for f in row.split()] for row in MAGNITUDES.replace("\n", ";").split(";")]
-    magnitudes = lists[k - 1 if k <= 20 else 18 + (k - 21) % 2]
-    table = [(31, 4096 - 1 - 2 * sum(magnitudes))]
-    for v, f in enumerate(magnitudes, start=1):
-        table += [(31 - v, f), (31 + v, f)]
-    return slots([*table, (ESCAPE, 1)])
+@dataclass(frozen=True)
+class Source:
+    """A single table, and a phrase table with the length of its longest phrase, if there is one."""
+
+    single: Slots
+    phrases: Slots = field(default_factory=list)
+    longest: int = 0
 
 
-def law_table(b: int) -> Slots:
+def single(f: list[int]) -> Slots:
+    return slots([((symbol,), frequency) for symbol, frequency in enumerate(f)])
+
+
+def with_phrases(f: list[int]) -> Source:
+    found: list[tuple[int, Phrase, bool]] = [(1 << 40, (), False)]
+    while len(found) - 1 + len(f) <= 256 and not all(closed for *_, closed in found):
+        at = max((w, -n) for n, (w, _, closed) in enumerate(found) if not closed)[1]
+        w, phrase, _ = found[-at]
+        if len(phrase) == 64 or w * min(f) // 4096 < 1 << 27:
+            found[-at] = (w, phrase, True)
+        else:
+            del found[-at]
+            found += [(w * each // 4096, (*phrase, s), False) for s, each in enumerate(f)]
+    found.sort(key=lambda entry: -entry[0])
+    frequencies, total, before = [], 0, 0
+    for w, *_ in found:
+        total += w
+        frequencies.append(max(1, (total + (1 << 27)) // (1 << 28) - before))
+        before = (total + (1 << 27)) // (1 << 28)
+    frequencies[0] += 4096 - sum(frequencies)
+    phrases = [phrase for _, phrase, _ in found]
+    table = slots(list(zip(phrases, frequencies, strict=True)))
+    return Source(single(f), table, max(map(len, phrases)))
+
+
+@cache
+def class_sources(k: int) -> tuple[int, Source, Source, Source]:
+    """Reach, clamped, above, excess."""
+    rows = CLASSES.replace("\n", ";").split(";")
+    f, g, d = rows[k - 1 if k <= 20 else 18 + (k - 21) % 2].split(":")
+    magnitudes = [int(each) for each in f.split() for _ in range(2)]
+    clamped = with_phrases([4096 - sum(magnitudes), *magnitudes])
+    above = with_phrases([4096 - int(g), int(g)])
+    u, excess = 4033, []
+    for _ in range(31):
+        excess.append(1 + u - u * int(d) // 8)
+        u = u * int(d) // 8
+    return len(magnitudes) // 2, clamped, above, Source(single([*excess, 32 + u]))
+
+
+def law_source(b: int) -> Source:
     f = [1] * 86
     f[0] = (0, 64, 512, 1536, 2560, 3328, 3712, 3904)[b % 8]
     left = 4096 - sum(f)
@@ -358,7 +401,7 @@ def law_table(b: int) -> Slots:
             f[43 + side * far] += part
             mass -= part
     f[43] += 4096 - sum(f)
-    return slots(list(enumerate(f)))
+    return Source(single(f))
 
 
 @dataclass
@@ -398,23 +441,30 @@ class Stream:
         self.lanes = [(1 << width) + low.field(width) for width in widths]
         low.close()
 
-    def phase(self, table: Slots, count: int) -> list[int]:
+    def phase(self, source: Source, count: int) -> list[int]:
+        symbols: list[int] = []
+        while source.phrases and count - len(symbols) >= len(self.lanes) * source.longest:
+            symbols += self.step(source.phrases, len(self.lanes))
+        while count > len(symbols):
+            symbols += self.step(source.single, min(len(self.lanes), count - len(symbols)))
+        return symbols
+
+    def step(self, table: Slots, events: int) -> list[int]:
         symbols: list[int] = []
         several = len(self.lanes) > 1
-        for begin in range(0, count, len(self.lanes)):
-            if several and self.steps == 0:
-                self.lower()
-            for lane in range(min(len(self.lanes), count - begin)):
-                x = self.lanes[lane]
-                symbol, f, offset = table[x % 4096]
-                symbols.append(symbol)
-                x = f * (x // 4096) + offset
-                if x < 65536 and (self.steps if several else self.words) > 0:
-                    require(several or x > 0, "a state is 0 too early")
-                    x = 65536 * x + self.word()
-                    self.words -= 1
-                self.lanes[lane] = x
-            self.steps -= 1
+        if several and self.steps == 0:
+            self.lower()
+        for lane in range(events):
+            x = self.lanes[lane]
+            phrase, f, offset = table[x % 4096]
+            symbols += phrase
+            x = f * (x // 4096) + offset
+            if x < 65536 and (self.steps if several else self.words) > 0:
+                require(several or x > 0, "a state is 0 too early")
+                x = 65536 * x + self.word()
+                self.words -= 1
+            self.lanes[lane] = x
+        self.steps -= 1
         return symbols
 
     def lower(self) -> None:
@@ -466,34 +516,39 @@ def entropy_coded(data: bytes, shape: tuple[int, int]) -> Array:
         require(2 * stream.words <= left, "a string ends early")
     a: list[int | None] = [first]
     if row_law is not None:
-        a = lines(stream.phase(law_table(row_law), used), first, 1, 43)
+        a = lines(stream.phase(law_source(row_law), used), first, 1, 43)
     offsets: list[int | None] = [0] * columns
     if column_law is not None:
-        offsets = lines(stream.phase(law_table(column_law), columns), 0, -20, 20)
+        offsets = lines(stream.phase(law_source(column_law), columns), 0, -20, 20)
     of_class: dict[int, list[tuple[int, int]]] = {}
     for i, row in enumerate(a):
         for j, column in enumerate(offsets):
             if row is not None and column is not None:
                 of_class.setdefault(min(max(row + column, 1), 43), []).append((i, j))
-    numbers = [
-        (k, i, j, symbol)
-        for k, places in sorted(of_class.items())
-        for (i, j), symbol in zip(places, stream.phase(class_table(k), len(places)), strict=True)
-    ]
-    count = sum(symbol == ESCAPE for *_, symbol in numbers)
-    exponents = stream.phase(slots(list(enumerate(EXPONENTS))), count)
+    numbers: list[tuple[int, tuple[int, int], int]] = []
+    escapes: list[int] = []
+    for k, places in sorted(of_class.items()):
+        reach, clamped, above, excess = class_sources(k)
+        values = [(-1) ** s * ((s + 1) // 2) for s in stream.phase(clamped, len(places))]
+        ends = [n for n, v in enumerate(values) if abs(v) == reach]
+        further = [n for n, more in zip(ends, stream.phase(above, len(ends)), strict=True) if more]
+        for n, e in zip(further, stream.phase(excess, len(further)), strict=True):
+            if e == ESCAPE:
+                escapes.append(len(numbers) + n)
+            values[n] += (1 + e) * (1 if values[n] > 0 else -1)
+        numbers += [(k, place, v) for place, v in zip(places, values, strict=True)]
+    exponents = stream.phase(Source(single(EXPONENTS)), len(escapes))
     raw = stream.finish()
     low = [raw.field(max(0, (k - 19) // 2)) for k, *_ in numbers]
-    escaped = iter([(1 << x) + raw.field(x) - 1 for x in exponents])
+    for n, x in zip(escapes, exponents, strict=True):
+        k, place, v = numbers[n]
+        w = (1 << x) + raw.field(x)
+        numbers[n] = k, place, v + (w - 1) * (1 if v > 0 else -1)
     raw.close()
     matrix = np.zeros(shape, np.int64)
-    for (k, i, j, symbol), bits in zip(numbers, low, strict=True):
-        v = symbol - 31
-        if symbol == ESCAPE:
-            z = next(escaped)
-            v = -(z + 1) // 2 if z % 2 else z // 2
+    for (k, place, v), bits in zip(numbers, low, strict=True):
         shift = max(0, (k - 19) // 2)
-        matrix[i, j] = (v << shift) + bits - (1 << shift) // 2
+        matrix[place] = (v << shift) + bits - (1 << shift) // 2
     require(bool((matrix == matrix.astype(np.int32)).all()), "an integer beyond 32 bits")
     return matrix
 

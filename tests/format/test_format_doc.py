@@ -19,8 +19,8 @@ from svd_hybrid.artifact.manifest import manifest_from_json
 from svd_hybrid.artifact.schema import load_schema, schema_path
 from svd_hybrid.codec import CODECS, StreamCodec, codec_from_json, codec_to_json
 from svd_hybrid.codec.entropy.alphabet import CLASSES
-from svd_hybrid.codec.entropy.defaults import default_magnitudes
-from svd_hybrid.codec.entropy.escapes import EXPONENT_TABLE
+from svd_hybrid.codec.entropy.class_laws import ClassLaw, class_law
+from svd_hybrid.codec.entropy.class_sources import EXPONENTS
 from svd_hybrid.codec.entropy.lines import LAWS, law_frequencies
 from svd_hybrid.codec.entropy.stream import MOST_LANES_LOG
 from svd_hybrid.codec.half import LARGEST_EXPONENT
@@ -213,20 +213,20 @@ def test_every_codec_has_its_section(name):
 
 
 def test_the_frequencies_listed_are_those_of_the_coder():
-    rows = re.findall(r"^ {1,2}(\d+) {4}([\d ]+)$", TEXT, re.MULTILINE)
-    listed = {int(k): tuple(map(int, numbers.split())) for k, numbers in rows}
+    rows = re.findall(r"^ {1,2}(\d+) {4}([\d ]*\d) {3,}(\d+) {4}(\d)$", TEXT, re.MULTILINE)
+    listed = {int(k): ClassLaw(tuple(map(int, f.split())), int(g), int(d)) for k, f, g, d in rows}
     assert list(listed) == list(range(1, 21))
     for k in range(1, CLASSES):
-        assert default_magnitudes(k) == listed[k if k <= 20 else 19 + (k - 21) % 2]
+        assert class_law(k) == listed[k if k <= 20 else 19 + (k - 21) % 2]
     (exponents,) = re.findall(r"^\*Exponents\*.*: ([\d ]+), and 24 times 16\.$", TEXT, re.MULTILINE)
-    assert EXPONENT_TABLE.freqs.tolist() == [*map(int, exponents.split()), *[16] * 24]
+    assert EXPONENTS.single.freqs.tolist() == [*map(int, exponents.split()), *[16] * 24]
 
 
 @pytest.mark.parametrize("law", range(LAWS))
 def test_laws_of_the_reader_are_those_of_the_coder(law):
-    slots = minimal_reader.law_table(law)
+    slots = minimal_reader.law_source(law).single
     assert len(slots) == 4096
-    counts = np.bincount([symbol for symbol, _, _ in slots], minlength=86)
+    counts = np.bincount([symbol for (symbol,), _, _ in slots], minlength=86)
     assert counts.tolist() == law_frequencies(law).tolist()
 
 

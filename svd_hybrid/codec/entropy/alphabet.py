@@ -1,8 +1,8 @@
-"""Scale classes and the symbols one number becomes.
+"""Scale classes, and how a number is cut by its class.
 
-A number K of class c is cut into a symbol, (K + half) >> shift(c), and shift(c) raw low bits.
-Classes are half octaves of the rms of K, so after the shift the rms lies below 6 and symbols
--31 … 31 hold nearly all numbers; the rest are escapes. Class 0 is "all zero" and stores nothing.
+A number K of class c is cut into a shifted value, (K + half) >> shift(c), and shift(c) raw low
+bits. Classes are half octaves of the rms of K, so after the shift the rms lies below 6. Class 0 is
+"all zero" and stores nothing.
 """
 
 from __future__ import annotations
@@ -14,23 +14,8 @@ Ints = NDArray[np.int64]
 
 CLASSES = 44
 UNIT_CLASS = 15  # the class whose nominal rms is 1
-LARGEST = 31  # symbols hold -LARGEST … LARGEST
-ESCAPE = 2 * LARGEST + 1
-SYMBOLS = ESCAPE + 1
-LAST_UNSHIFTED = 20  # nominal rms 5.7: LARGEST lies 5.5 of them away
-# 0, -1, 1, -2, 2 … escape: the order of symbols in a frequency table
-BY_MAGNITUDE: Ints = np.append(
-    np.argsort(np.abs(np.arange(ESCAPE) - LARGEST), kind="stable"), ESCAPE
-)
-
-
-def class_rms(c: int) -> float:
-    """Nominal rms of K in class c, 0.0 for class 0.
-
-    >>> class_rms(1), class_rms(15), class_rms(43)
-    (0.0078125, 1.0, 16384.0)
-    """
-    return float(2.0 ** ((c - UNIT_CLASS) / 2)) if c else 0.0
+LARGEST = 31  # magnitudes priced one by one
+LAST_UNSHIFTED = 20  # nominal rms 5.7
 
 
 def class_shift(c: int) -> int:

@@ -1,7 +1,7 @@
 """Bits packed lowest first: bit j of the stream is bit j % 8 of byte j // 8.
 
 Fields follow one another without gaps, each with its lowest bit first; the last byte is filled
-with zero bits. `zigzag` and `unzigzag` fold signed integers: 0, -1, 1, -2 … become 0, 1, 2, 3 ….
+with zero bits.
 """
 
 from __future__ import annotations
@@ -15,20 +15,6 @@ Ints = NDArray[np.int64]
 Bits = NDArray[np.uint8]
 
 CHUNK = 1 << 12  # fields unpacked at once; bounds the scratch memory
-
-
-def zigzag(values: Ints) -> Ints:
-    """Fold the sign into the lowest bit.
-
-    >>> zigzag(np.array([0, -1, 1, -2])).tolist()
-    [0, 1, 2, 3]
-    """
-    return (values << 1) ^ (values >> 63)
-
-
-def unzigzag(folded: Ints) -> Ints:
-    """Undo `zigzag`."""
-    return (folded >> 1) ^ -(folded & 1)
 
 
 def to_bits(values: Ints, widths: Ints | int) -> Bits:

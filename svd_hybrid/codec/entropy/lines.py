@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svd_hybrid.codec.entropy.alphabet import Ints
-from svd_hybrid.codec.entropy.rans import TOTAL, Table
+from svd_hybrid.codec.entropy.source import Source
+from svd_hybrid.codec.entropy.tables import TOTAL
 from svd_hybrid.errors import ArtifactError
 
 FARTHEST = 42
@@ -46,9 +47,9 @@ def law_frequencies(law: int) -> Ints:
 
 
 @cache
-def law_table(law: int) -> Table:
-    """The coder's table of one law."""
-    return Table(law_frequencies(law))
+def law_source(law: int) -> Source:
+    """The source of lines under one law."""
+    return Source(law_frequencies(law).tolist())
 
 
 @cache

@@ -9,17 +9,10 @@ from numpy.typing import NDArray
 
 from svd_hybrid.codec.entropy.alphabet import CLASSES
 from svd_hybrid.codec.entropy.bitstream import BitReader, pack, to_bits
-from svd_hybrid.codec.entropy.rans import (
-    LOWEST,
-    LaneDecoder,
-    LaneEncoder,
-    SingleDecoder,
-    Table,
-    encode_single,
-)
+from svd_hybrid.codec.entropy.decoders import LOWEST, LaneDecoder, SingleDecoder
+from svd_hybrid.codec.entropy.encoders import LaneEncoder, encode_single
+from svd_hybrid.codec.entropy.numbers import Phases
 from svd_hybrid.errors import ArtifactError
-
-Phases = list[tuple[Table, NDArray[np.uint8]]]
 
 # byte 0 of a slice
 LANES = 0x0F  # 0: one lane, no raw bits; 1: one lane, raw bits; 7 … 12: 2**k lanes
@@ -90,10 +83,10 @@ class Cursor:
 def lanes_log(phases: Phases) -> int:
     """log2 of the lanes worth their bytes; 0 for a short stream."""
     bits = 0.0
-    for table, symbols in phases:
-        counts = np.bincount(symbols, minlength=len(table.freqs))
+    for source, symbols in phases:
+        counts = np.bincount(symbols, minlength=len(source.bits))
         seen = counts > 0
-        bits += float(counts[seen] @ (12 - np.log2(table.freqs[seen])))
+        bits += float(counts[seen] @ source.bits[seen])
     log = int(np.log2(max(1.0, bits / 8 / LANE_COST)))
     return min(log, MOST_LANES_LOG) if log >= LEAST_LANES_LOG else 0
 
@@ -101,10 +94,11 @@ def lanes_log(phases: Phases) -> int:
 def write_stream(head: Head, phases: Phases, raw: bytes) -> bytes:
     """All bytes of a slice."""
     log = lanes_log(phases)
+    events = [event for source, symbols in phases for event in source.events(symbols, 1 << log)]
     if log:
         encoder = LaneEncoder(1 << log)
-        for table, symbols in reversed(phases):
-            encoder.put(table, symbols)
+        for table, indices in reversed(events):
+            encoder.put(table, indices)
         states, words, steps = encoder.finish()
         code = log
         front = write_number(steps)
@@ -113,7 +107,7 @@ def write_stream(head: Head, phases: Phases, raw: bytes) -> bytes:
             np.concatenate([to_bits(extra, 4), to_bits(states - (LOWEST << extra), 16 + extra)])
         )
     else:
-        single, words = encode_single(phases)
+        single, words = encode_single(events)
         size = max(1, (single.bit_length() + 7) // 8)
         code = (1 if raw else 0) | (size - 1) << 4
         front = write_number(len(words)) if raw else b""
