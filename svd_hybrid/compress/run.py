@@ -8,7 +8,6 @@ reader ─► renamed into place
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from svd_hybrid.artifact.fingerprint import check_names
 from svd_hybrid.artifact.jsonfile import readable_json
 from svd_hybrid.artifact.manifest import Manifest, Rebuilt
 from svd_hybrid.artifact.merges import Merge
+from svd_hybrid.artifact.output import ARTIFACT, staged_artifact
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.verify import verify
 from svd_hybrid.artifact.writer import ArtifactWriter
@@ -38,9 +38,9 @@ from svd_hybrid.compress.weighting import TaskWeights
 from svd_hybrid.delta.evaluate import BeyondRangeError
 from svd_hybrid.errors import ArtifactError, UsageError, shorten
 from svd_hybrid.io.family import FamilyPolicy, open_family
-from svd_hybrid.io.model_writer import check_free, protect_inputs
+from svd_hybrid.io.new_file import renew_folder
+from svd_hybrid.io.outputs import check_free, protect_inputs
 from svd_hybrid.io.reader import CheckpointReader, file_bytes
-from svd_hybrid.io.staging import staged_directory
 from svd_hybrid.methods import METHODS
 from svd_hybrid.numerics.threads import one_thread
 from svd_hybrid.reload.digests import Key, as_record, rebuild_digests, recorded_selections
@@ -136,15 +136,14 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
     source = _open_source(request)
     family = _Family.open(request, source, progress)
     search = family.search(progress)
-    with staged_directory(request.artifact_dir, request.overwrite) as staging, one_thread():
+    with staged_artifact(request.artifact_dir, request.overwrite) as staging, one_thread():
         while True:
             config = search.propose() if search else request.config
             manifest, diagnostics = family.write(staging, config, progress)
             size = sum(manifest.breakdown.values())
             if search is None or search.accepts(size, diagnostics.stored_error):
                 break
-            shutil.rmtree(staging)
-            staging.mkdir()
+            renew_folder(staging)
     plan, weights = family.plan(config), family.weights
     sizes = diagnostics.bytes_report(manifest.breakdown)
     return CompressResult(
@@ -275,10 +274,10 @@ class _Family:
 
 def _check_paths(request: CompressRequest) -> None:
     """Refuse outputs that are in the way or would replace an input."""
-    check_free(request.artifact_dir, request.overwrite)
     extras = (request.mask_dir, request.performance_file, request.statistics_dir)
     inputs = [request.base, *request.tasks.values(), *(path for path in extras if path)]
     protect_inputs(request.artifact_dir, inputs)
+    check_free(request.artifact_dir, request.overwrite, ARTIFACT)
 
 
 def _open_source(request: CompressRequest) -> DeltaSource:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from svd_hybrid.errors import StorageError, UsageError
-from svd_hybrid.io.model_writer import check_free, plan_shards, protect_inputs, write_model
+from svd_hybrid.io.model_writer import MODEL, plan_shards, write_model
+from svd_hybrid.io.outputs import check_free, protect_inputs
 from svd_hybrid.io.reader import open_checkpoint
 from svd_hybrid.io.safetensors_writer import SafetensorsWriter, write_order
 from svd_hybrid.io.tensors import DTYPES, TensorInfo, info_of, raw_bytes, tensor_digest
@@ -285,7 +286,9 @@ def test_check_free(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     check_free(tmp_path / "new", overwrite=False)
-    check_free(tmp_path / "empty", overwrite=False)
+    check_free(tmp_path / "empty", overwrite=False, kind=MODEL)
+    with pytest.raises(StorageError, match="output is a file, and a folder is in its place"):
+        check_free(tmp_path / "empty", overwrite=True)
     with pytest.raises(StorageError, match="output exists"):
         check_free(tmp_path / "dangling", overwrite=False)
     with pytest.raises(StorageError, match="folder of the output does not exist") as caught:
@@ -301,5 +304,8 @@ def test_an_output_never_replaces_an_input(tmp_path):
         with pytest.raises(UsageError, match="would replace an input") as caught:
             protect_inputs(output, [Path("/elsewhere"), base])
         assert str(base) in caught.value.where
-    for output in (tmp_path / "out", base / "out", base.parent / "bas"):
+    for output in (base / "out", tmp_path / "link" / "deep" / "out"):
+        with pytest.raises(UsageError, match="lies inside an input"):
+            protect_inputs(output, [base])
+    for output in (tmp_path / "out", base.parent / "bas"):
         protect_inputs(output, [base])

@@ -1,0 +1,138 @@
+"""New files and folders, written through the storage and flushed to disk as they are closed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from svd_hybrid.io.storage import storage
+
+COPY_BYTES = 2**20
+
+
+class NewFile:
+    """A file being written, without a buffer: what `write` took, the system has.
+
+    Args:
+        path: a file that is not there yet; with `append` one that may be.
+        append: add to its end.
+        durable: flush it to disk when it is closed; off for what the run itself removes again.
+
+    `failure` keeps what a write raised: torch.save reports that as an error of its own.
+    """
+
+    def __init__(self, path: Path, *, append: bool = False, durable: bool = True) -> None:
+        self.path = path
+        self.durable = durable
+        self.failure: BaseException | None = None
+        flags = os.O_WRONLY | (os.O_APPEND if append else os.O_EXCL)
+        self._descriptor = storage().create(path, flags)
+
+    def write(self, data: Any) -> int:
+        """Write all of a bytes-like object; returns its size."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while left:
+                taken = storage().write(self._descriptor, left)
+                if not taken:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), str(self.path))
+                left = left[taken:]
+        except BaseException as error:
+            self.failure = self.failure or error
+            raise
+        return size
+
+    def flush(self) -> None:
+        """Nothing waits in a buffer."""
+
+    def close(self, *, whole: bool) -> None:
+        """Close it; flushed to disk if it is whole and to be durable."""
+        try:
+            if whole and self.durable:
+                storage().sync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(whole=error is None)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """A new file of that content."""
+    with NewFile(path) as file:
+        file.write(data)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """A new file with the content of another (of what a link points to)."""
+    with source.open("rb") as content, NewFile(target) as file:
+        while block := content.read(COPY_BYTES):
+            file.write(block)
+
+
+def make_folder(path: Path) -> None:
+    """A directory, unless it is there."""
+    if not path.is_dir():
+        storage().make_folder(path)
+
+
+def make_folders(path: Path) -> None:
+    """A directory and all above it, unless they are there."""
+    for folder in (*reversed(path.parents), path):
+        make_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a directory's entries reach the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        storage().sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folders(root: Path) -> None:
+    """Flush a directory tree, inner directories first; its files were flushed as they closed."""
+    for parent, _, _ in os.walk(root, topdown=False):
+        sync_folder(Path(parent))
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, a link (never what it points to) or a directory tree; what stays, stays.
+
+    Raises nothing the system says: what could not be removed is swept by a later run.
+    """
+    try:
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            storage().remove_file(path)
+            return
+        if not os.access(path, os.W_OK | os.X_OK):
+            storage().permit(path)
+        entries = list(path.iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        remove_tree(entry)
+    try:
+        storage().remove_folder(path)
+    except OSError:
+        return
+
+
+def renew_folder(folder: Path) -> None:
+    """An empty directory in the place of a tree."""
+    remove_tree(folder)
+    storage().make_folder(folder)
