@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,8 +46,13 @@ def exit_on_signals() -> None:
 
 def _exit(number: int, _frame: FrameType | None) -> None:
     code = EXIT_CODES[signal.Signals(number)]
+    text = f"{WORDS[code]}; nothing was left half-written"
+    if "--json" in sys.argv:
+        line = f'{{"error": "{text}", "where": "", "fix": "", "code": {code}}}\n'
+    else:
+        line = f"error: {text}\n"
     with suppress(OSError):
-        os.write(2, f"error: {WORDS[code]}; nothing was left half-written\n".encode())
+        os.write(2, line.encode())
     os._exit(code)
 
 

@@ -35,7 +35,6 @@ from svd_hybrid.io.new_file import (
     COPY_BYTES,
     NewFile,
     make_folder,
-    remove_tree,
     write_file,
 )
 from svd_hybrid.io.safetensors_writer import HEADER_ALIGNMENT, SafetensorsWriter
@@ -317,7 +316,7 @@ class ArtifactWriter:
         strings = self._draft(folder, task)
         with strings.open("rb") as file:
             self._close_strings(folder, self._of_tasks.pop((folder, task)), file)
-        remove_tree(strings)
+        storage().remove_file(strings)
 
     def _close_strings(self, folder: str, shard: _OpenShard, strings: BinaryIO) -> None:
         """Write a shard of strings alone."""
@@ -339,7 +338,7 @@ class ArtifactWriter:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         path, size = f"{folder}/{digest}.safetensors", draft.stat().st_size
         if (self.folder / path).exists():
-            remove_tree(draft)
+            storage().remove_file(draft)
             return False
         storage().rename(draft, self.folder / path)
         self._files.append(FileRecord(path, size, digest))

@@ -153,7 +153,7 @@ def _merge(
 ) -> CompressResult:
     """Compress and reload into a staged output folder, and put it in place."""
     from svd_hybrid.compress.run import run_compress
-    from svd_hybrid.io.new_file import copy_file, remove_tree, write_file
+    from svd_hybrid.io.new_file import copy_file, delete_tree, write_file
     from svd_hybrid.io.outputs import OutputKind, protect_inputs
     from svd_hybrid.io.staging import staged_directory
     from svd_hybrid.reload.run import run_reload
@@ -175,7 +175,7 @@ def _merge(
                 copy_file(artifact_dir / name, staging / name)
         write_file(staging / DIAGNOSTICS, readable_json(read_diagnostics(artifact_dir)))
         if kept is None:
-            remove_tree(artifact_dir)
+            delete_tree(artifact_dir)
     return result
 
 

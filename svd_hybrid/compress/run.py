@@ -21,6 +21,7 @@ from svd_hybrid.artifact.manifest import Manifest, Rebuilt
 from svd_hybrid.artifact.merges import Merge
 from svd_hybrid.artifact.output import ARTIFACT, staged_artifact
 from svd_hybrid.artifact.reader import ArtifactReader
+from svd_hybrid.artifact.stable import identity, refuse_replaced
 from svd_hybrid.artifact.verify import verify
 from svd_hybrid.artifact.writer import ArtifactWriter
 from svd_hybrid.compress.allocation import StepSearch
@@ -130,13 +131,17 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
         FamilyError: checkpoints, masks or performance file that do not fit.
         UnsafeError: an input needs code to load.
         StorageError: a path is missing, in the way, or cannot be written.
+        LockedError: another run writes the same artifact, or has replaced the one that was read.
     """
     wall, cpu = time.monotonic(), time.process_time()
     _check_paths(request)
+    carried = None if request.from_artifact is None else identity(request.from_artifact)
     source = _open_source(request)
     family = _Family.open(request, source, progress)
     search = family.search(progress)
     with staged_artifact(request.artifact_dir, request.overwrite) as staging, one_thread():
+        if request.from_artifact is not None:
+            refuse_replaced(request.from_artifact, carried)
         while True:
             config = search.propose() if search else request.config
             manifest, diagnostics = family.write(staging, config, progress)

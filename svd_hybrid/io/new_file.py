@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -110,29 +111,41 @@ def sync_folders(root: Path) -> None:
         sync_folder(Path(parent))
 
 
-def remove_tree(path: Path) -> None:
-    """Remove a file, a link (never what it points to) or a directory tree; what stays, stays.
+def delete_tree(path: Path) -> None:
+    """Delete a file, a link (never what it points to) or a directory tree.
 
-    Raises nothing the system says: what could not be removed is swept by a later run.
+    Raises:
+        OSError: the first of what stood in the way; all that could be deleted is.
     """
+    faults = list(_deleting(path))
+    if faults:
+        raise faults[0]
+
+
+def remove_tree(path: Path) -> None:
+    """As `delete_tree`, but what stays, stays: a later run sweeps it."""
+    for _ in _deleting(path):
+        pass
+
+
+def _deleting(path: Path) -> Iterator[OSError]:
+    """Delete; gives what the system refuses. Something that is not there is deleted."""
     try:
-        if not stat.S_ISDIR(path.lstat().st_mode):
+        if stat.S_ISDIR(path.lstat().st_mode):
+            if not os.access(path, os.W_OK | os.X_OK):
+                storage().permit(path)
+            for entry in list(path.iterdir()):
+                yield from _deleting(entry)
+            storage().remove_folder(path)
+        else:
             storage().remove_file(path)
-            return
-        if not os.access(path, os.W_OK | os.X_OK):
-            storage().permit(path)
-        entries = list(path.iterdir())
-    except OSError:
+    except FileNotFoundError:
         return
-    for entry in entries:
-        remove_tree(entry)
-    try:
-        storage().remove_folder(path)
-    except OSError:
-        return
+    except OSError as fault:
+        yield fault
 
 
 def renew_folder(folder: Path) -> None:
     """An empty directory in the place of a tree."""
-    remove_tree(folder)
+    delete_tree(folder)
     storage().make_folder(folder)

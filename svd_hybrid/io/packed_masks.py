@@ -21,9 +21,10 @@ from torch import Tensor
 from svd_hybrid.errors import FamilyError, StorageError, UnsafeError, UsageError
 from svd_hybrid.io.array_pickle import Bytes, load_byte_arrays
 from svd_hybrid.io.lookup import match_name
-from svd_hybrid.io.new_file import NewFile, remove_tree
+from svd_hybrid.io.new_file import NewFile
 from svd_hybrid.io.safetensors_reader import SafetensorsReader
 from svd_hybrid.io.safetensors_writer import SafetensorsWriter
+from svd_hybrid.io.storage import storage
 from svd_hybrid.io.tensors import TensorInfo
 
 
@@ -59,7 +60,7 @@ class PackedMaskWriter:
     """Writes one packed file as a stream of tensors; nothing larger than a tensor is in memory.
 
     Args:
-        path: a new file; a scratch file per task lies beside it until the end.
+        path: a new file in a staging folder; a scratch file per task lies beside it until the end.
         tasks: in order.
         scalars: of the whole model, in float tensors.
     """
@@ -95,8 +96,8 @@ class PackedMaskWriter:
         self._open.close()
         if error is None:
             self._assemble()
-        for path in self._scratch:
-            remove_tree(path)
+            for path in self._scratch:
+                storage().remove_file(path)
 
     def _assemble(self) -> None:
         scratch = dict(zip(self.infos, self._scratch, strict=True))

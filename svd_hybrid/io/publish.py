@@ -4,7 +4,7 @@ New output: one rename that refuses an existing target. File over file: one rena
 folder: the two change places in one call (renameat2 with RENAME_EXCHANGE), and the old one, now in
 the staging folder, is removed. Where the file system has no such call, the old one first steps
 aside to `.NAME.old-XXXXXXXX`; a crash between the two renames leaves the target absent and the old
-output there, and the next run that writes the target brings it back (`recover`).
+output there, and the next run that reads or writes the target brings it back (`recover`).
 """
 
 from __future__ import annotations
@@ -47,15 +47,20 @@ def set_aside(target: Path) -> Path | None:
     return next((path for path in kept if os.path.lexists(path)), None)
 
 
-def recover(target: Path) -> None:
-    """Bring back what an interrupted replacement set aside, and sweep what earlier runs left.
+def recover(target: Path) -> bool:
+    """Bring back what an interrupted replacement set aside; whether there was anything.
 
-    Only for the holder of the target's lock: without it these might be another run's.
+    Only for the holder of the target's lock: it might be what another run is replacing.
     """
     kept = set_aside(target)
     if kept is not None:
         storage().rename(kept, target)
         sync_folder(target.parent)
+    return kept is not None
+
+
+def sweep(target: Path) -> None:
+    """Remove what earlier runs left beside a target; only for the holder of its lock."""
     for role in (STAGING, OLD):
         for folder in left_overs(target, role):
             remove_tree(folder)

@@ -16,7 +16,7 @@ from svd_hybrid.errors import StorageError
 from svd_hybrid.io.locks import locked
 from svd_hybrid.io.new_file import remove_tree, sync_folders
 from svd_hybrid.io.outputs import OutputKind, check_free
-from svd_hybrid.io.publish import STAGING, publish, recover, scratch_folder
+from svd_hybrid.io.publish import STAGING, publish, recover, scratch_folder, sweep
 from svd_hybrid.signals import on_stop, shielded
 
 
@@ -60,6 +60,7 @@ def _reserved(target: Path, overwrite: bool, kind: OutputKind | None) -> Iterato
     with locked(target) as alone:
         if alone:
             recover(target)
+            sweep(target)
         check_free(target, overwrite, kind)
         yield
 

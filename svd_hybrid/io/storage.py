@@ -11,7 +11,6 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import CDLL, get_errno
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,6 +60,8 @@ class Storage:
 
     def rename_with(self, source: Path, target: Path, flag: int) -> None:
         """renameat2(2) with KEEP or EXCHANGE; ENOSYS where there is no such call."""
+        from ctypes import CDLL, get_errno  # here, because readers load this module too
+
         call = getattr(CDLL(None, use_errno=True), "renameat2", None)
         if call is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(source))

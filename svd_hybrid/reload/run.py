@@ -16,6 +16,7 @@ from torch import Tensor
 
 from svd_hybrid.artifact.files import directory_bytes
 from svd_hybrid.artifact.reader import ArtifactReader
+from svd_hybrid.artifact.stable import restarted
 from svd_hybrid.errors import UsageError
 from svd_hybrid.io.model_writer import DEFAULT_SHARD_BYTES, model_kind, write_model
 from svd_hybrid.io.outputs import check_free, protect_inputs
@@ -61,6 +62,7 @@ class ReloadResult:
         }
 
 
+@restarted
 def run_reload(
     artifact_dir: Path,
     base: Path,

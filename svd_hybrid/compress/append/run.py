@@ -24,6 +24,7 @@ from svd_hybrid.artifact.jsonfile import read_json_object
 from svd_hybrid.artifact.manifest import Manifest, Rebuilt, TensorRecord
 from svd_hybrid.artifact.output import ARTIFACT, staged_artifact
 from svd_hybrid.artifact.reader import ArtifactReader
+from svd_hybrid.artifact.stable import refuse_replaced
 from svd_hybrid.artifact.writer import ArtifactWriter
 from svd_hybrid.compress.append.config import document_config
 from svd_hybrid.compress.append.measure import recall, tensor_facts
@@ -82,6 +83,7 @@ def run_append(request: AppendRequest, progress: Progress | None = None) -> Comp
         FamilyError: checkpoints that do not fit.
         BaseMismatchError: the base is not the artifact's.
         StorageError: a path is missing, in the way, or cannot be written.
+        LockedError: another run writes the same artifact, or has replaced the one that was read.
     """
     wall, cpu = time.monotonic(), time.process_time()
     config = request.config
@@ -119,6 +121,7 @@ def run_append(request: AppendRequest, progress: Progress | None = None) -> Comp
         )
     )
     with staged_artifact(request.artifact_dir, request.overwrite) as staging, one_thread():
+        refuse_replaced(request.artifact, artifact.known)
         writer = ArtifactWriter(staging, manifest.profile, tasks)
         grower = _Grower(config, rest, writer, diagnostics, recorded)
         grower.run(progress)
