@@ -38,7 +38,8 @@ def run_guarded(body: Callable[[], object], argv: list[str]) -> int:
             stopper.disarm()
         except StoppedError as stop:  # while another error was being reported
             code = stop.code
-        clean_up()
+        if stopper.code is not None:
+            clean_up()
     return code
 
 
@@ -60,7 +61,6 @@ def _guarded(body: Callable[[], object], as_json: bool, debug: bool) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _report(_stopped(INTERRUPTED), INTERRUPTED, as_json)
     except StoppedError as stop:
-        clean_up()
         return _report(_stopped(stop.code), stop.code, as_json)
     except BrokenPipeError:
         with contextlib.suppress(OSError):
@@ -85,6 +85,10 @@ def _call(body: Callable[[], object], stopper: Stopper) -> object:
         result = body()
         if sys.stdout is not None:
             sys.stdout.flush()
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # what click makes of one
+            raise error.__context__ from None
+        raise
     except Exception as error:
         if stopper.code is not None:  # a library made an error of its own of StoppedError
             raise StoppedError(stopper.code) from error

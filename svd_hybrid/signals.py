@@ -155,10 +155,8 @@ class Stopper:
             while number := pipe.read(1):
                 if number[0] in EXIT_CODES:
                     break
-            else:
+            if not number or self._back.wait(GRACE_S):
                 return
-        if self._back.wait(GRACE_S):
-            return
         if not self.shields:
             clean_up()
         code = EXIT_CODES[signal.Signals(number[0])]
