@@ -14,6 +14,9 @@ from svd_hybrid.io.storage import storage
 
 COPY_BYTES = 2**20
 
+SYNC_BYTES = 256 * 2**20
+"""How much may wait for the disk: a process in fsync ends only when that is done."""
+
 
 class NewFile:
     """A file being written, without a buffer: what `write` took, the system has.
@@ -30,6 +33,7 @@ class NewFile:
         self.path = path
         self.durable = durable
         self.failure: BaseException | None = None
+        self._waiting = 0
         flags = os.O_WRONLY | (os.O_APPEND if append else os.O_EXCL)
         self._descriptor = storage().create(path, flags)
 
@@ -43,10 +47,17 @@ class NewFile:
                 if not taken:
                     raise OSError(errno.EIO, os.strerror(errno.EIO), str(self.path))
                 left = left[taken:]
+                self._wait_for_disk(taken)
         except BaseException as error:
             self.failure = self.failure or error
             raise
         return size
+
+    def _wait_for_disk(self, taken: int) -> None:
+        self._waiting += taken
+        if self.durable and self._waiting >= SYNC_BYTES:
+            storage().sync(self._descriptor)
+            self._waiting = 0
 
     def flush(self) -> None:
         """Nothing waits in a buffer."""

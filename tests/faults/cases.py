@@ -11,12 +11,14 @@ from pathlib import Path
 from svd_hybrid import signals
 from svd_hybrid.artifact.verify import verify
 from svd_hybrid.cli.app import main
+from svd_hybrid.cli.original import main as original
 from svd_hybrid.io.reader import open_checkpoint
 from svd_hybrid.io.storage import using
 from tests.families import FamilyFiles, write_family
 from tests.faults.faulty_storage import Crash, FaultyStorage
 
 CRASHED = -1
+LAUNCHER = "run_svd_hybrid.py"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,12 @@ def masks(inputs: Inputs, target: Path) -> list[str]:
     return ["masks", "build", "-q", *base, *files, "--output", str(target)]
 
 
+def launch(inputs: Inputs, task: str, target: Path) -> list[str]:
+    files = ["--base", str(inputs.family.base), "--task", f"{task}={inputs.family.tasks[task]}"]
+    kept = ["--store-artifacts", "--artifact-dir", str(target / "artifact")]
+    return [LAUNCHER, "-q", *files, "--profile", "fast", "--output-dir", str(target), *kept]
+
+
 @dataclass(frozen=True)
 class Case:
     """One command.
@@ -67,12 +75,14 @@ class Case:
         argv: its words, given inputs and target.
         before: what stands at the target first; None for nothing.
         overwrite: whether it may be replaced.
+        stride: 1 to try every call, 2 every other, ...
     """
 
     name: str
     argv: Callable[[Inputs, Path], list[str]]
     before: Callable[[Inputs, Path], list[str]] | None = None
     overwrite: bool = True
+    stride: int = 1
 
     def words(self, inputs: Inputs, target: Path) -> list[str]:
         return [*self.argv(inputs, target), *(["--overwrite"] if self.overwrite else [])]
@@ -94,6 +104,14 @@ def _model_of_bee(inputs: Inputs, target: Path) -> list[str]:
     return reload(inputs, inputs.bee, target)
 
 
+def _launch_ant(inputs: Inputs, target: Path) -> list[str]:
+    return launch(inputs, "ant", target)
+
+
+def _launch_bee(inputs: Inputs, target: Path) -> list[str]:
+    return launch(inputs, "bee", target)
+
+
 CASES = {
     "compress": Case("art", _ant, overwrite=False),
     "compress --overwrite": Case("art", _bee, _ant),
@@ -103,6 +121,7 @@ CASES = {
     "reload to a new folder": Case("model", _model_of_bee, overwrite=False),
     "reload to pt": Case("m.pt", _model_of_bee, _model_of_ant),
     "masks build": Case("masks", masks, overwrite=False),
+    "the original launcher": Case("out", _launch_bee, _launch_ant, stride=5),
 }
 
 
@@ -110,7 +129,7 @@ def run(argv: list[str], disk: FaultyStorage | None = None) -> int:
     """Exit code of a command run in this process; CRASHED where its storage ended it."""
     try:
         with using(disk or FaultyStorage()):
-            return main(argv)
+            return original(argv[1:]) if argv[0] == LAUNCHER else main(argv)
     except Crash:
         signals._cleanups.clear()  # a killed process cleans nothing up
         return CRASHED
@@ -156,7 +175,7 @@ class Place:
             return "absent"
         if (self.target / "manifest.json").exists():
             assert verify(self.target).problems == []
-        elif self.target.name != "masks":
+        elif self.target.name not in ("masks", "out"):
             reader = open_checkpoint(self.target)
             assert [reader.read(name).isfinite().all() for name in reader.infos]
         return self.states.get(self.digest(), "neither")

@@ -90,6 +90,27 @@ def test_no_two_hold_it_however_often_the_file_comes_and_goes(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["count"]
 
 
+class Releasing(Storage):
+    """The holder removes the lock file between our opening it and our locking it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path: Path | None = path
+
+    def lock(self, descriptor: int) -> None:
+        if self.path:
+            self.path.unlink()
+            self.path = None
+        super().lock(descriptor)
+
+
+def test_a_lock_on_a_file_that_is_gone_is_none(tmp_path, hurried):
+    """Another would make the file anew, and hold it too."""
+    with using(Releasing(tmp_path / ".out.lock")), locked(tmp_path / "out"):
+        assert (tmp_path / ".out.lock").exists()
+        with pytest.raises(LockedError), locked(tmp_path / "out"):
+            pass
+
+
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     def die() -> int:
         with locked(tmp_path / "out"):

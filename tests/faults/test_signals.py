@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import signal
@@ -138,6 +139,26 @@ def test_a_signal_that_is_lost_ends_the_process_all_the_same(tmp_path, monkeypat
     os.kill(child, signal.SIGTERM)
     assert forks.wait(child) == 143
     assert 0.2 < time.monotonic() - began < MOST_S
+    assert [path.name for path in tmp_path.iterdir()] == ["begun"]
+
+
+def test_a_call_that_does_not_come_back_ends_with_the_process(tmp_path, monkeypatch):
+    """A library that computes for minutes; here it waits for a lock that it has itself."""
+    monkeypatch.setattr(signals, "GRACE_S", 0.3)
+    mutex, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+
+    def body() -> None:
+        with staged_file(tmp_path / "out", False) as path:
+            write_file(path, b"half")
+            library.pthread_mutex_lock(mutex)
+            (tmp_path / "begun").touch()
+            library.pthread_mutex_lock(mutex)
+
+    child = forks.start(lambda: run_guarded(body, []))
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.005)
+    os.kill(child, signal.SIGINT)
+    assert forks.wait(child, MOST_S) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["begun"]
 
 

@@ -216,6 +216,20 @@ def test_a_file_that_appears_at_the_target_meanwhile_is_not_replaced(tmp_path):
     assert target.read_text() == "mine"
 
 
+class Racing(Storage):
+    """Somebody writes the target between our last look and the rename."""
+
+    def rename_with(self, source: Path, target: Path, flag: int) -> None:
+        target.write_text("mine")
+        super().rename_with(source, target, flag)
+
+
+def test_a_file_that_appears_in_the_last_moment_is_not_replaced(tmp_path):
+    with using(Racing()), pytest.raises(StorageError, match="appeared"):
+        build(tmp_path / "out", "file")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_a_folder_of_another_kind_is_not_replaced(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "other").write_text("looks like ours, but shows nothing of it")
