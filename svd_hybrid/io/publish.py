@@ -56,6 +56,7 @@ def recover(target: Path) -> bool:
     if kept is not None:
         storage().rename(kept, target)
         sync_folder(target.parent)
+        remove_tree(kept.parent)
     return kept is not None
 
 

@@ -107,6 +107,7 @@ def test_a_reader_finds_what_a_crash_set_aside(tmp_path, inputs, verb):
         argv = reload(inputs, target, tmp_path / "m.pt")
     assert run(argv) == 0
     assert Artifact.open(target).tasks == ("ant",)
+    assert {path.name for path in tmp_path.iterdir()} <= {"art", "m.pt"}
 
 
 def test_a_reader_that_may_not_bring_it_back_says_where_it_is(tmp_path, inputs, monkeypatch):
