@@ -73,6 +73,7 @@ def publish(staged: Path, target: Path, overwrite: bool, kind: OutputKind | None
     Raises:
         StorageError: something is in the way that may not be replaced.
     """
+    replaced = staged
     if not _place(staged, target):
         if not overwrite:
             raise StorageError(
@@ -84,11 +85,9 @@ def publish(staged: Path, target: Path, overwrite: bool, kind: OutputKind | None
         if kind is None:
             storage().rename(staged, target)
         else:
-            _exchange(staged, target)
+            replaced = _exchange(staged, target)
     sync_folder(target.parent)
-    remove_tree(staged)  # what was exchanged for it
-    for folder in left_overs(target, OLD):
-        remove_tree(folder)
+    remove_tree(replaced)
 
 
 def _place(staged: Path, target: Path) -> bool:
@@ -109,18 +108,19 @@ def _place(staged: Path, target: Path) -> bool:
     return True
 
 
-def _exchange(staged: Path, target: Path) -> None:
-    """Let the two change places."""
+def _exchange(staged: Path, target: Path) -> Path:
+    """Let the two change places; where the old one is then."""
     try:
         storage().rename_with(staged, target, EXCHANGE)
     except OSError as error:
         if error.errno not in NOT_SUPPORTED:
             raise
-        _step_aside(staged, target)
+        return _step_aside(staged, target)
+    return staged
 
 
-def _step_aside(staged: Path, target: Path) -> None:
-    """Two renames for one; `target` comes back on failure."""
+def _step_aside(staged: Path, target: Path) -> Path:
+    """Two renames for one; `target` comes back on failure. Gives the folder it is in."""
     aside = scratch_folder(target, OLD)
     try:
         storage().rename(target, aside / target.name)
@@ -131,3 +131,4 @@ def _step_aside(staged: Path, target: Path) -> None:
             storage().rename(aside / target.name, target)
         remove_tree(aside)
         raise
+    return aside

@@ -32,7 +32,7 @@ for source in cycle(sources):
                 make_folders(copy.parent)
                 copy_file(path, copy)
     print(flush=True)
-    time.sleep(0.004)
+    time.sleep(0.03)
 """
 READINGS = 25
 
