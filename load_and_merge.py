@@ -87,4 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    from svd_hybrid.signals import exit_on_signals
+
+    exit_on_signals()
     sys.exit(main())

@@ -77,6 +77,12 @@ class VersionError(SvdhError):
     exit_code = 6
 
 
+class LockedError(SvdhError):
+    """Another run is writing the same output, or replaced an input while it was read."""
+
+    exit_code = 7
+
+
 class StorageError(SvdhError):
     """A path is missing, not writable, in the way, or the disk is full."""
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
+import os
 import sys
 import traceback
 from collections.abc import Callable
-from types import FrameType
 
 import click
 
-from svd_hybrid.errors import SvdhError
+from svd_hybrid.errors import StorageError, SvdhError
+from svd_hybrid.signals import WORDS, StoppedError, Stopper, clean_up
 
 OUR_BUG = 1
 USAGE = 2
 INTERRUPTED = 130
-TERMINATED = 143
 CLEAN = "nothing was left half-written"
 
 
@@ -29,7 +28,22 @@ def run_guarded(body: Callable[[], object], argv: list[str]) -> int:
         argv: its arguments; `--json` makes errors one JSON object, `--debug` adds tracebacks.
     """
     as_json, debug = "--json" in argv, "--debug" in argv
-    previous = signal.signal(signal.SIGTERM, _terminate)
+
+    def at_the_limit(code: int) -> None:
+        os.write(2, (_text(_stopped(code), code, as_json) + "\n").encode())
+
+    with Stopper(at_the_limit) as stopper:
+        try:
+            code = _guarded(lambda: _call(body, stopper), as_json, debug)
+            stopper.disarm()
+        except StoppedError as stop:  # while another error was being reported
+            code = stop.code
+        if stopper.code is not None:
+            clean_up()
+    return code
+
+
+def _guarded(body: Callable[[], object], as_json: bool, debug: bool) -> int:
     try:
         result = body()
     except SvdhError as error:
@@ -45,38 +59,56 @@ def run_guarded(body: Callable[[], object], argv: list[str]) -> int:
     except click.ClickException as error:
         return _report(SvdhError(error.format_message()), error.exit_code, as_json, debug)
     except (KeyboardInterrupt, click.Abort):
-        return _report(SvdhError(f"interrupted; {CLEAN}"), INTERRUPTED, as_json)
-    except _TerminatedError:
-        return _report(SvdhError(f"terminated; {CLEAN}"), TERMINATED, as_json)
+        return _report(_stopped(INTERRUPTED), INTERRUPTED, as_json)
+    except StoppedError as stop:
+        return _report(_stopped(stop.code), stop.code, as_json)
     except BrokenPipeError:
         with contextlib.suppress(OSError):
             sys.stdout.close()
         return 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
+    except OSError as error:
+        what = f"the system refuses: {error.strerror or error}"
+        refused = StorageError(what, where=str(error.filename or "stdout"))
+        return _report(refused, refused.exit_code, as_json, debug)
     except Exception as error:  # the last line of defence: our own mistakes
         what = f"internal error: {type(error).__name__}: {error}"[:400]
         bug = SvdhError(what, fix="report it with the output of --debug")
         return _report(bug, OUR_BUG, as_json, debug)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     return result if isinstance(result, int) else 0
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM arrived; unwinds the stack so that staged output is removed."""
+def _call(body: Callable[[], object], stopper: Stopper) -> object:
+    """Run it, and see that what it printed is out."""
+    try:
+        result = body()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # what click makes of one
+            raise error.__context__ from None
+        raise
+    except Exception as error:
+        if stopper.code is not None:  # a library made an error of its own of StoppedError
+            raise StoppedError(stopper.code) from error
+        raise
+    return result
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise _TerminatedError
+def _stopped(code: int) -> SvdhError:
+    return SvdhError(f"{WORDS[code]}; {CLEAN}")
 
 
 def _report(error: SvdhError, code: int, as_json: bool, debug: bool = False) -> int:
-    if debug:
-        traceback.print_exc()
-    if as_json:
-        text = json.dumps({**error.facts(), "code": code}, ensure_ascii=False)
-    else:
-        text = f"error: {error}"
-    print(text, file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads stderr any more
+        if debug:
+            traceback.print_exc()
+        print(_text(error, code, as_json), file=sys.stderr)
     return code
+
+
+def _text(error: SvdhError, code: int, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({**error.facts(), "code": code}, ensure_ascii=False)
+    return f"error: {error}"

@@ -24,6 +24,7 @@ from svd_hybrid.console import PATH, common_options, overwrite_option
 from svd_hybrid.errors import StorageError, UsageError
 from svd_hybrid.faults import run_guarded
 from svd_hybrid.methods import METHODS
+from svd_hybrid.signals import exit_on_signals
 
 HYDRA_VERSION_BASE = "1.3"
 SECTION_OVERRIDE = re.compile(r"[A-Za-z_]\w*\.[\w.]+=")
@@ -175,4 +176,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    exit_on_signals()
     sys.exit(main())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +15,7 @@ from svd_hybrid.artifact.files import check_file, read_manifest
 from svd_hybrid.artifact.layout import STREAMS, array_name
 from svd_hybrid.artifact.manifest import FileRecord, Manifest, PartRecord, Span, TensorRecord
 from svd_hybrid.artifact.shards import ArrayInfo, array_shards, read_header
+from svd_hybrid.artifact.stable import Identity, identity, read_stable, refuse_replaced
 from svd_hybrid.artifact.writer import EncodedPart
 from svd_hybrid.codec import AnyCodec, StreamCodec, codec_from_json
 from svd_hybrid.codec.streams import decode_slice
@@ -25,18 +28,20 @@ class ArtifactReader:
     Args:
         folder: the directory.
         manifest: its manifest, read and checked.
+        known: what tells this artifact from one that takes its place.
 
     Raises:
         VersionError: it needs a codec this reader lacks.
         ArtifactError: a part in strings has a codec of arrays, or the other way round.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, known: Identity = None) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.known = known
         self.codecs: list[AnyCodec] = [codec_from_json(record) for record in manifest.codecs]
         self._ordinals = {tensor.name: index for index, tensor in enumerate(manifest.tensors)}
-        self._shards = Shards(folder, manifest)
+        self._shards = Shards(folder, manifest, known)
         self._last: ArtifactParts | None = None
         self.keeps_shared = False
         """Whether decoded shared parts are kept from one selection of a tensor to the next."""
@@ -51,7 +56,7 @@ class ArtifactReader:
         Raises:
             StorageError, ArtifactError, VersionError, UnsafeError: as the manifest deserves.
         """
-        return cls(folder, read_manifest(folder))
+        return read_stable(folder, lambda: cls(folder, read_manifest(folder), identity(folder)))
 
     def owner(self, record: TensorRecord) -> TensorRecord:
         """The record that holds a tensor's parts: its own, or its target's for an alias."""
@@ -72,6 +77,7 @@ class ArtifactReader:
 
         Raises:
             ArtifactError: a shard is damaged, or none holds the array.
+            LockedError: another run has replaced the artifact.
         """
         return self._shards.array(name, task)
 
@@ -95,9 +101,10 @@ class ArtifactReader:
 class Shards:
     """The shards of an artifact, each opened and compared with the manifest when it is needed."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, known: Identity) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.known = known
         self._homes: dict[str, FileRecord] | None = None  # shard of every array
         self._opened: dict[str, Any] = {}
         self._streams: dict[str, ArrayInfo] = {}
@@ -120,15 +127,16 @@ class Shards:
             return b""
         record = self.manifest.files[span.file]
         path = self.folder / record.path
-        if record.path not in self._streams:
-            check_file(self.folder, record)
-            self._streams[record.path] = _streams_of(path)
-        info = self._streams[record.path]
-        if span.offset + span.length > info.nbytes:
-            raise ArtifactError("shard ends before a string does", where=str(path))
-        with path.open("rb") as file:
-            file.seek(info.begin + span.offset)
-            return file.read(span.length)
+        with self._while_there():
+            if record.path not in self._streams:
+                check_file(self.folder, record)
+                self._streams[record.path] = _streams_of(path)
+            info = self._streams[record.path]
+            if span.offset + span.length > info.nbytes:
+                raise ArtifactError("shard ends before a string does", where=str(path))
+            with path.open("rb") as file:
+                file.seek(info.begin + span.offset)
+                return file.read(span.length)
 
     def _home(self, name: str) -> FileRecord:
         """The shard that holds an array; headers are read here, once, and not yet trusted."""
@@ -155,18 +163,30 @@ class Shards:
             raise
 
     def _check(self, *records: FileRecord) -> None:
-        for record in records:
-            check_file(self.folder, record)
+        with self._while_there():
+            for record in records:
+                check_file(self.folder, record)
+
+    @contextmanager
+    def _while_there(self) -> Iterator[None]:
+        """Name the cause where a file is missing because another run replaced the artifact."""
+        try:
+            yield
+        except (ArtifactError, OSError):
+            if self.known is not None:
+                refuse_replaced(self.folder, self.known)
+            raise
 
     def _open(self, record: FileRecord) -> Any:
         if record.path not in self._opened:
-            path = check_file(self.folder, record)
-            try:
-                self._opened[record.path] = cast("Any", safe_open(path, framework="pt"))
-            except SafetensorError as error:
-                raise ArtifactError(
-                    f"shard is no safetensors file: {str(error)[:160]}", where=str(path)
-                ) from error
+            with self._while_there():
+                path = check_file(self.folder, record)
+                try:
+                    self._opened[record.path] = cast("Any", safe_open(path, framework="pt"))
+                except SafetensorError as error:
+                    raise ArtifactError(
+                        f"shard is no safetensors file: {str(error)[:160]}", where=str(path)
+                    ) from error
         return self._opened[record.path]
 
 

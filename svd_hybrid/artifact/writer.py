@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -33,13 +31,18 @@ from svd_hybrid.artifact.manifest import (
 from svd_hybrid.artifact.merges import Merge
 from svd_hybrid.codec import AnyCodec, Encoded, codec_to_json
 from svd_hybrid.frames import compress
+from svd_hybrid.io.new_file import (
+    COPY_BYTES,
+    NewFile,
+    make_folder,
+    write_file,
+)
 from svd_hybrid.io.safetensors_writer import HEADER_ALIGNMENT, SafetensorsWriter
+from svd_hybrid.io.storage import storage
 from svd_hybrid.io.tensors import info_of
 
 DIAGNOSTICS_UNIT = 64
 """diagnostics.json is filled with spaces to a multiple of this, so it can state its own size."""
-
-COPY_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +203,8 @@ class ArtifactWriter:
         data = data.ljust(size - 1) + b"\n"
         record = FileRecord(layout.DIAGNOSTICS, size, hashlib.sha256(data).hexdigest())
         manifest = self._manifest(merges, default_merge, record)
-        (self.folder / layout.DIAGNOSTICS).write_bytes(data)
-        (self.folder / layout.MANIFEST).write_bytes(manifest.to_bytes())
+        write_file(self.folder / layout.DIAGNOSTICS, data)
+        write_file(self.folder / layout.MANIFEST, manifest.to_bytes())
         return manifest
 
     def _manifest(
@@ -269,8 +272,8 @@ class ArtifactWriter:
     def _append(self, folder: str, task: int, data: bytes) -> None:
         """Put a task's string into its open shard, on disk: there may be thousands of tasks."""
         shard = self._of_tasks[folder, task]
-        (self.folder / folder).mkdir(exist_ok=True)
-        with self._draft(folder, task).open("ab") as file:
+        make_folder(self.folder / folder)
+        with NewFile(self._draft(folder, task), append=True, durable=False) as file:
             file.write(data)
         shard.on_disk += len(data)
         if shard.nbytes >= SHARD_BYTES:
@@ -294,7 +297,7 @@ class ArtifactWriter:
         shard = self._shared[folder]
         if not shard.nbytes:
             return
-        (self.folder / folder).mkdir(exist_ok=True)
+        make_folder(self.folder / folder)
         draft = self.folder / folder / "draft"
         if not shard.arrays:
             self._close_strings(folder, shard, BytesIO(shard.strings))
@@ -313,19 +316,18 @@ class ArtifactWriter:
         strings = self._draft(folder, task)
         with strings.open("rb") as file:
             self._close_strings(folder, self._of_tasks.pop((folder, task)), file)
-        strings.unlink()
+        storage().remove_file(strings)
 
     def _close_strings(self, folder: str, shard: _OpenShard, strings: BinaryIO) -> None:
         """Write a shard of strings alone."""
         draft, padding = self.folder / folder / "draft", 0
         while True:  # until no other shard has this content: strings of two tasks may be equal
             header = _streams_header(shard.nbytes, padding)
-            with draft.open("wb") as file:
+            with NewFile(draft) as file:
                 file.write(header)
                 strings.seek(0)
-                shutil.copyfileobj(strings, file, COPY_BYTES)
-                file.flush()
-                os.fsync(file.fileno())
+                while block := strings.read(COPY_BYTES):
+                    file.write(block)
             if self._publish(folder, draft, shard):
                 return
             padding += HEADER_ALIGNMENT
@@ -336,15 +338,16 @@ class ArtifactWriter:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         path, size = f"{folder}/{digest}.safetensors", draft.stat().st_size
         if (self.folder / path).exists():
+            storage().remove_file(draft)
             return False
-        draft.rename(self.folder / path)
+        storage().rename(draft, self.folder / path)
         self._files.append(FileRecord(path, size, digest))
         if shard.number is not None:
             self._shards[shard.number] = path
         return True
 
     def _write(self, name: str, data: bytes) -> None:
-        (self.folder / name).write_bytes(data)
+        write_file(self.folder / name, data)
         self._files.append(FileRecord(name, len(data), hashlib.sha256(data).hexdigest()))
 
 

@@ -132,6 +132,7 @@ def _append(
         UsageError: something needed is missing, or has no meaning here.
     """
     from svd_hybrid.artifact.files import read_manifest
+    from svd_hybrid.artifact.stable import read_stable
     from svd_hybrid.compress.append.config import append_config
     from svd_hybrid.compress.append.run import AppendRequest, run_append
 
@@ -160,7 +161,8 @@ def _append(
     checkpoint_dir = values["checkpoint_dir"] or paths.get("checkpoint_dir")
     tasks = resolve_tasks(names, values["task_paths"], checkpoint_dir)
     wanted = from_file | _assigned(values) | given(values)
-    config = append_config(wanted, where, artifact, read_manifest(artifact))
+    manifest = read_stable(artifact, lambda: read_manifest(artifact))
+    config = append_config(wanted, where, artifact, manifest)
     request = AppendRequest(base, tasks, artifact, artifact_dir, config, replace, overwrite)
     with progress_bar(quiet) as progress:
         return run_append(request, progress)

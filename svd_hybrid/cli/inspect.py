@@ -28,10 +28,14 @@ def inspect(
     """Show tasks, merges, sizes and recorded errors; nothing is decoded or checked."""
     from svd_hybrid.artifact.diagnostics import read_diagnostics
     from svd_hybrid.artifact.files import directory_bytes, read_manifest
+    from svd_hybrid.artifact.stable import read_stable
 
-    manifest = read_manifest(artifact_dir)
-    diagnostics = read_diagnostics(artifact_dir, manifest)
-    facts = _facts(manifest, directory_bytes(artifact_dir), diagnostics)
+    def read() -> dict[str, Any]:
+        manifest = read_manifest(artifact_dir)
+        diagnostics = read_diagnostics(artifact_dir, manifest)
+        return _facts(manifest, directory_bytes(artifact_dir), diagnostics)
+
+    facts = read_stable(artifact_dir, read)
     if as_json:
         print_json(facts)
         return

@@ -8,7 +8,6 @@ no merge of its own. The output folder appears whole or not at all.
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -154,7 +153,8 @@ def _merge(
 ) -> CompressResult:
     """Compress and reload into a staged output folder, and put it in place."""
     from svd_hybrid.compress.run import run_compress
-    from svd_hybrid.io.model_writer import protect_inputs
+    from svd_hybrid.io.new_file import copy_file, delete_tree, write_file
+    from svd_hybrid.io.outputs import OutputKind, protect_inputs
     from svd_hybrid.io.staging import staged_directory
     from svd_hybrid.reload.run import run_reload
 
@@ -162,17 +162,20 @@ def _merge(
     extras = [path for path in (request.mask_dir, request.performance_file) if path]
     protect_inputs(output_dir, [request.base, *request.tasks.values(), *extras])
     _make_parent(output_dir)
-    with progress_bar(quiet) as progress, staged_directory(output_dir, replaces) as staging:
+    kept_inside = "" if kept is None else _relative(kept, output_dir)
+    files = (*OUTPUT_FILES, f"{kept_inside}/") if kept_inside else OUTPUT_FILES
+    kind = OutputKind("output of this command", files, OUTPUT_FILES)
+    with progress_bar(quiet) as progress, staged_directory(output_dir, replaces, kind) as staging:
         artifact_dir = staging / "artifact" if kept is None else _inside(kept, output_dir, staging)
         _make_parent(artifact_dir)
         result = run_compress(replace(request, artifact_dir=artifact_dir), progress)
         run_reload(artifact_dir, request.base, staging / MERGED_MODEL, progress=progress)
         for name in (WEIGHTS, DIAGNOSTICS, CLUSTERS):
             if (artifact_dir / name).is_file() and name != DIAGNOSTICS:
-                shutil.copyfile(artifact_dir / name, staging / name)
-        (staging / DIAGNOSTICS).write_bytes(readable_json(read_diagnostics(artifact_dir)))
+                copy_file(artifact_dir / name, staging / name)
+        write_file(staging / DIAGNOSTICS, readable_json(read_diagnostics(artifact_dir)))
         if kept is None:
-            shutil.rmtree(artifact_dir)
+            delete_tree(artifact_dir)
     return result
 
 
@@ -256,13 +259,21 @@ def _artifact_place(folder: Path, label: str) -> Path:
 
 def _inside(kept: Path, output_dir: Path, staging: Path) -> Path:
     """Where to write an artifact now: beside the staged files when it belongs into the output."""
+    relative = _relative(kept, output_dir)
+    return staging / relative if relative else kept
+
+
+def _relative(kept: Path, output_dir: Path) -> str:
+    """The artifact's place inside the output; empty when it is elsewhere."""
     place, output = kept.absolute(), output_dir.absolute()
-    return staging / place.relative_to(output) if place.is_relative_to(output) else kept
+    return place.relative_to(output).as_posix() if place.is_relative_to(output) else ""
 
 
 def _make_parent(path: Path) -> None:
+    from svd_hybrid.io.new_file import make_folders
+
     try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.absolute().parent)
     except OSError as error:
         raise StorageError(f"cannot make the folder: {error.strerror}", where=str(path)) from error
 

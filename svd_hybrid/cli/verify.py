@@ -39,12 +39,15 @@ def verify(
 
     Exit code 0 when all is well, 4 when the artifact is damaged, 5 when only the base is wrong.
     """
+    from svd_hybrid.artifact.stable import read_stable
     from svd_hybrid.artifact.verify import verify as run_verify
 
-    if deep:
-        report = _deep(artifact_dir, base, quiet=quiet or as_json)
-    else:
-        report = run_verify(artifact_dir, base)
+    def check() -> VerifyReport:
+        if deep:
+            return _deep(artifact_dir, base, quiet=quiet or as_json)
+        return run_verify(artifact_dir, base)
+
+    report = read_stable(artifact_dir, check, lambda report: not report.problems)
     if as_json:
         print_json(report.as_json())
     else:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from svd_hybrid.collect.record import StatisticsRecord
 from svd_hybrid.errors import StorageError
+from svd_hybrid.io.new_file import make_folders, remove_tree, write_file
 from svd_hybrid.io.safetensors_reader import SafetensorsReader
 from svd_hybrid.io.safetensors_writer import SafetensorsWriter
 from svd_hybrid.io.staging import staged_file
@@ -37,7 +37,7 @@ class StatisticsStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folders(folder.absolute())
         except OSError as error:
             raise StorageError(
                 f"cannot make the folder: {error.strerror}",
@@ -80,14 +80,11 @@ class StatisticsStore:
     ) -> None:
         """Store one group of layers, whole or not at all."""
         path = self.piece(record, group)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent.absolute())
         rows = {name: found.samples for name, found in moments.items()}
         with staged_file(path, overwrite=True) as target:
-            save_file(
-                {name: found.mean for name, found in moments.items()},
-                target,
-                {ROWS: json.dumps(rows)},
-            )
+            means = {name: found.mean for name, found in moments.items()}
+            write_file(target, save(means, {ROWS: json.dumps(rows)}))
 
     def stored_names(self, record: StatisticsRecord, groups: list[str]) -> set[str]:
         """Weights of which these groups hold statistics."""
@@ -111,16 +108,17 @@ class StatisticsStore:
         ):
             for name in writer.order:
                 writer.write(name, owner[name].read(name))
-        shutil.rmtree(self.piece(record, "any").parent, ignore_errors=True)
-        if not any((self.folder / PIECES).iterdir()):
-            (self.folder / PIECES).rmdir()
+        pieces = self.folder / PIECES
+        remove_tree(self.piece(record, "any").parent)
+        if not any(pieces.iterdir()):
+            remove_tree(pieces)
         return whole
 
     def write_summary(self, records: Mapping[str, Mapping[str, Any]]) -> None:
         """`statistics.json`, for people; nothing reads it."""
         with staged_file(self.folder / "statistics.json", overwrite=True) as target:
             text = json.dumps({"tasks": records}, indent=1, ensure_ascii=False, sort_keys=True)
-            target.write_text(text + "\n", encoding="utf-8")
+            write_file(target, f"{text}\n".encode())
 
 
 def metadata_of(path: Path) -> dict[str, str]:

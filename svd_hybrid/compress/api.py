@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from svd_hybrid.artifact.files import read_manifest
+from svd_hybrid.artifact.stable import read_stable
 from svd_hybrid.compress.append.config import append_config
 from svd_hybrid.compress.append.run import AppendRequest, run_append
 from svd_hybrid.compress.config import resolve_config
@@ -63,12 +64,13 @@ def compress(
                 where=where,
             )
         artifact = Path(from_artifact)
+        manifest = read_stable(artifact, lambda: read_manifest(artifact))
         appended = AppendRequest(
             Path(base),
             {task: Path(path) for task, path in tasks.items()},
             artifact,
             Path(artifact_dir),
-            append_config(parameters, where, artifact, read_manifest(artifact)),
+            append_config(parameters, where, artifact, manifest),
             replace,
             overwrite,
         )

@@ -8,7 +8,6 @@ reader ─► renamed into place
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from svd_hybrid.artifact.fingerprint import check_names
 from svd_hybrid.artifact.jsonfile import readable_json
 from svd_hybrid.artifact.manifest import Manifest, Rebuilt
 from svd_hybrid.artifact.merges import Merge
+from svd_hybrid.artifact.output import ARTIFACT, staged_artifact
 from svd_hybrid.artifact.reader import ArtifactReader
+from svd_hybrid.artifact.stable import identity, refuse_replaced
 from svd_hybrid.artifact.verify import verify
 from svd_hybrid.artifact.writer import ArtifactWriter
 from svd_hybrid.compress.allocation import StepSearch
@@ -40,9 +41,9 @@ from svd_hybrid.compress.weighting import TaskWeights
 from svd_hybrid.delta.evaluate import BeyondRangeError
 from svd_hybrid.errors import ArtifactError, UsageError, shorten
 from svd_hybrid.io.family import Family, FamilyPolicy, open_family
-from svd_hybrid.io.model_writer import check_free, protect_inputs
+from svd_hybrid.io.new_file import renew_folder
+from svd_hybrid.io.outputs import check_free, protect_inputs
 from svd_hybrid.io.reader import CheckpointReader, file_bytes
-from svd_hybrid.io.staging import staged_directory
 from svd_hybrid.methods import METHODS
 from svd_hybrid.numerics.threads import one_thread
 from svd_hybrid.reload.digests import Key, as_record, rebuild_digests, recorded_selections
@@ -132,21 +133,24 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
         FamilyError: checkpoints, masks or performance file that do not fit.
         UnsafeError: an input needs code to load.
         StorageError: a path is missing, in the way, or cannot be written.
+        LockedError: another run writes the same artifact, or has replaced the one that was read.
     """
     wall, cpu = time.monotonic(), time.process_time()
     _check_paths(request)
+    carried = None if request.from_artifact is None else identity(request.from_artifact)
     source = _open_source(request)
     family = _Family.open(request, source, progress)
     search = family.search(progress)
-    with staged_directory(request.artifact_dir, request.overwrite) as staging, one_thread():
+    with staged_artifact(request.artifact_dir, request.overwrite) as staging, one_thread():
+        if request.from_artifact is not None:
+            refuse_replaced(request.from_artifact, carried)
         while True:
             config = search.propose() if search else request.config
             manifest, diagnostics = family.write(staging, config, progress)
             size = sum(manifest.breakdown.values())
             if search is None or search.accepts(size, diagnostics.stored_error):
                 break
-            shutil.rmtree(staging)
-            staging.mkdir()
+            renew_folder(staging)
     plan, weights = family.plan(config), family.weights
     sizes = diagnostics.bytes_report(manifest.breakdown)
     return CompressResult(
@@ -297,10 +301,10 @@ class _Family:
 
 def _check_paths(request: CompressRequest) -> None:
     """Refuse outputs that are in the way or would replace an input."""
-    check_free(request.artifact_dir, request.overwrite)
     extras = (request.mask_dir, request.performance_file, request.statistics_dir)
     inputs = [request.base, *request.tasks.values(), *(path for path in extras if path)]
     protect_inputs(request.artifact_dir, inputs)
+    check_free(request.artifact_dir, request.overwrite, ARTIFACT)
 
 
 def _open_source(request: CompressRequest) -> DeltaSource:

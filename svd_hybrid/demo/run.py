@@ -19,12 +19,14 @@ from svd_hybrid.compress.run import CompressRequest, CompressResult, run_compres
 from svd_hybrid.demo.evaluate import evaluate, load_state
 from svd_hybrid.demo.train import TrainConfig, train_family
 from svd_hybrid.errors import ArtifactError
-from svd_hybrid.io.model_writer import check_free
+from svd_hybrid.io.new_file import make_folder, write_file
+from svd_hybrid.io.outputs import OutputKind, check_free
 from svd_hybrid.io.staging import staged_directory
 from svd_hybrid.reload.run import run_reload
 
 FAMILY, ARTIFACT, REBUILT, RESULTS = "family", "artifact", "rebuilt", "results.json"
 MERGED = "merged"
+DEMO = OutputKind("demo", (f"{FAMILY}/", f"{ARTIFACT}/", f"{REBUILT}/", RESULTS), (RESULTS,))
 
 Report = Callable[[str], None]
 
@@ -103,15 +105,15 @@ def run_demo(
     """
     say = report or (lambda _: None)
     start = time.monotonic()
-    check_free(out, overwrite)
-    with staged_directory(out, overwrite) as folder:
+    check_free(out, overwrite, DEMO)
+    with staged_directory(out, overwrite, DEMO) as folder:
         say("training the base and its fine-tunes on scikit-learn's digits")
         train_family(folder / FAMILY, config=training or TrainConfig(), progress=say)
         train_s = time.monotonic() - start
         rows = _main_job(folder, say)
         result = DemoResult(out, tuple(rows), train_s, time.monotonic() - start)
         text = json.dumps(result.as_json(), indent=1) + "\n"
-        (folder / RESULTS).write_text(text, encoding="utf-8")
+        write_file(folder / RESULTS, text.encode())
     return result
 
 
@@ -125,7 +127,7 @@ def _main_job(folder: Path, say: Report) -> list[DemoRow]:
     if problems:
         raise ArtifactError(f"the demo's artifact does not verify: {problems[0]}")
     say("rebuilding and evaluating")
-    (folder / REBUILT).mkdir()
+    make_folder(folder / REBUILT)
     base_accuracy = evaluate(load_state(base), family)
     tasks = [
         _task_row(folder, task, source, compressed.task_errors[task])

@@ -29,11 +29,14 @@ from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (its customary name)
-from safetensors.torch import save_file
 from torch import Generator, Tensor
 
 from svd_hybrid.demo.tasks import TASKS, Split, Task, generator, load_splits, task_data
 from svd_hybrid.demo.vit import ViT, ViTConfig, build, initial_state
+from svd_hybrid.io.model_writer import HF_METADATA
+from svd_hybrid.io.new_file import make_folders, write_file
+from svd_hybrid.io.safetensors_writer import SafetensorsWriter
+from svd_hybrid.io.tensors import info_of
 from svd_hybrid.numerics.threads import one_thread
 
 Head: TypeAlias = tuple[Tensor, Tensor]
@@ -158,15 +161,17 @@ def _probe(base: ViT, task: Task, train: Split, config: TrainConfig, rng: Genera
 
 
 def _save(directory: Path, model: ViT, config: ViTConfig) -> None:
-    directory.mkdir(parents=True)
+    make_folders(directory)
     text = json.dumps(config.as_json(), indent=2, sort_keys=True) + "\n"
-    (directory / "config.json").write_text(text, encoding="utf-8")
+    write_file(directory / "config.json", text.encode())
     _save_tensors(directory / "model.safetensors", model.state_dict())
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, path, metadata={"format": "pt"})
+    infos = {name: info_of(tensors[name]) for name in sorted(tensors)}
+    with SafetensorsWriter(path, infos, HF_METADATA) as writer:
+        for name in writer.order:
+            writer.write(name, tensors[name])
 
 
 def pretrain(train: Split, config: TrainConfig, seed: int) -> ViT:

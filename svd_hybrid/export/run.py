@@ -28,12 +28,17 @@ from svd_hybrid.export.roles import BaseFacts, check_patterns
 from svd_hybrid.export.weights import write_weights
 from svd_hybrid.io.adapter.contents import WEIGHT_FILES
 from svd_hybrid.io.adapter.reader import AdapterReader
-from svd_hybrid.io.model_writer import TORCH_SUFFIXES, check_free, protect_inputs
+from svd_hybrid.io.model_writer import TORCH_SUFFIXES
+from svd_hybrid.io.new_file import write_file
+from svd_hybrid.io.outputs import OutputKind, check_free, protect_inputs
 from svd_hybrid.io.reader import ADAPTER_ENTRY, open_checkpoint
 from svd_hybrid.io.staging import staged_directory
 from svd_hybrid.numerics.threads import one_thread
 from svd_hybrid.reload.rebuild import Rebuilder
 from svd_hybrid.reload.selection import select
+
+CARD = "README.md"
+ADAPTER = OutputKind("adapter", (ADAPTER_ENTRY, *WEIGHT_FILES, CARD), (ADAPTER_ENTRY,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ def run_export(request: ExportRequest, progress: Progress | None = None) -> Expo
     rebuilder = Rebuilder(artifact, base, selection)  # which compares the headers
     check_patterns(request.keep, base.infos)
     deltas, facts = Deltas(artifact, base, selection), BaseFacts.read(request.base)
-    with one_thread(), staged_directory(request.output_path, request.overwrite) as staging:
+    with one_thread(), staged_directory(request.output_path, request.overwrite, ADAPTER) as staging:
         found = find_changes(deltas, facts, request.rank, request.dtype, request.keep, progress)
         changes = list(found)
         if not any(change.factors for change in changes):
@@ -108,7 +113,7 @@ def run_export(request: ExportRequest, progress: Progress | None = None) -> Expo
             tuple(_notes(plan, request)),
         )
         card = adapter_card(result, request.base.name)
-        (staging / "README.md").write_text(card, encoding="utf-8")
+        write_file(staging / CARD, card.encode())
         AdapterReader(staging, base, (prefix, ""))
         size = directory_bytes(staging)
     return dataclasses.replace(
@@ -128,7 +133,7 @@ def _check_request(request: ExportRequest) -> None:
             where=str(request.output_path),
             fix="pass a path without a suffix",
         )
-    check_free(request.output_path, request.overwrite)
+    check_free(request.output_path, request.overwrite, ADAPTER)
     protect_inputs(request.output_path, (request.base, request.artifact_dir))
     if request.artifact_dir.resolve() in request.output_path.resolve().parents:
         raise UsageError(
@@ -164,7 +169,7 @@ def _write_config(
         task_type=facts.task_type,
     )
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    (folder / ADAPTER_ENTRY).write_text(text, encoding="utf-8")
+    write_file(folder / ADAPTER_ENTRY, text.encode())
 
 
 def _notes(plan: AdapterPlan, request: ExportRequest) -> list[str]:

@@ -7,17 +7,17 @@ stopped leaves the target as it was.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import IO, cast
 
 import torch
 from torch import Tensor
 
-from svd_hybrid.errors import StorageError, UsageError
+from svd_hybrid.io.new_file import NewFile, copy_file, write_file
+from svd_hybrid.io.outputs import OutputKind, check_free
 from svd_hybrid.io.safetensors_writer import SafetensorsWriter
-from svd_hybrid.io.staging import is_empty_folder, staged_directory, staged_file
+from svd_hybrid.io.staging import staged_directory, staged_file
 from svd_hybrid.io.tensors import TensorInfo
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
@@ -39,44 +39,12 @@ COMPANION_PATTERNS = (
 )
 """What is copied from a base folder: configuration and tokenizer files, never weights."""
 
+INDEX = "model.safetensors.index.json"
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
+MODEL = OutputKind("model of svdh", (*COMPANION_PATTERNS, *WEIGHTS, INDEX), WEIGHTS)
+
 TensorStream = Callable[[list[str]], Iterator[tuple[str, Tensor]]]
 """Given names in an order, yields (name, tensor) in that order, one at a time."""
-
-
-def check_free(path: Path, overwrite: bool) -> None:
-    """Refuse an output that is in the way, before any work is done.
-
-    Raises:
-        StorageError: the target exists and `overwrite` is off, or its parent does not exist. An
-            empty folder is not in the way.
-    """
-    if os.path.lexists(path) and not overwrite and not is_empty_folder(path):
-        raise StorageError(
-            "output exists", where=str(path), fix="choose another path, or pass --overwrite"
-        )
-    if not path.absolute().parent.is_dir():
-        raise StorageError(
-            "folder of the output does not exist",
-            where=str(path.absolute().parent),
-            fix="create it first",
-        )
-
-
-def protect_inputs(output: Path, inputs: Iterable[Path]) -> None:
-    """Refuse an output that would replace what the run reads.
-
-    Raises:
-        UsageError: the output is an input, or a folder that holds one.
-    """
-    targets = {output.absolute(), output.resolve()}
-    for path in inputs:
-        for source in (path.absolute(), path.resolve()):
-            if not targets.isdisjoint((source, *source.parents)):
-                raise UsageError(
-                    "output would replace an input of this run",
-                    where=str(path),
-                    fix="choose another output path",
-                )
 
 
 def write_model(
@@ -101,9 +69,10 @@ def write_model(
             a file of its own.
 
     Raises:
+        LockedError: another run is writing it.
         StorageError: the target is in the way or cannot be written.
     """
-    check_free(path, overwrite)
+    check_free(path, overwrite, model_kind(path))
     if path.suffix == ".safetensors":
         with staged_file(path, overwrite) as target:
             _write_file(target, infos, stream)
@@ -111,10 +80,15 @@ def write_model(
         with staged_file(path, overwrite) as target:
             _write_torch(target, dict(stream(list(infos))))
     else:
-        with staged_directory(path, overwrite) as target:
+        with staged_directory(path, overwrite, MODEL) as target:
             _write_folder(target, infos, stream, max_shard_bytes)
             if base.is_dir():
                 _copy_companions(base, target)
+
+
+def model_kind(path: Path) -> OutputKind | None:
+    """What a path's suffix makes of a model: MODEL for a folder, None for a file."""
+    return None if path.suffix in (".safetensors", *TORCH_SUFFIXES) else MODEL
 
 
 def _write_file(path: Path, infos: Mapping[str, TensorInfo], stream: TensorStream) -> None:
@@ -125,14 +99,11 @@ def _write_file(path: Path, infos: Mapping[str, TensorInfo], stream: TensorStrea
 
 
 def _write_torch(path: Path, state: dict[str, Tensor]) -> None:
-    try:
-        torch.save(state, path)
-    except RuntimeError as error:  # torch reports a full disk as one
-        raise StorageError(
-            f"torch could not write the file: {str(error).splitlines()[0][:200]}",
-            where=str(path.parent),
-            fix="check the free space; nothing was left half-written",
-        ) from error
+    with NewFile(path) as file:
+        try:
+            torch.save(state, cast("IO[bytes]", file))
+        except RuntimeError as error:  # which torch makes of whatever a write raised
+            raise file.failure or error from error
 
 
 def _write_folder(
@@ -150,7 +121,7 @@ def _write_folder(
     total = sum(info.nbytes for info in infos.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
-    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    write_file(folder / INDEX, text.encode())
 
 
 def plan_shards(infos: Mapping[str, TensorInfo], max_bytes: int) -> list[list[str]]:
@@ -175,4 +146,4 @@ def _copy_companions(base: Path, folder: Path) -> None:
     for entry in sorted(base.iterdir()):
         wanted = any(entry.match(pattern) for pattern in COMPANION_PATTERNS)
         if wanted and entry.is_file() and not (folder / entry.name).exists():
-            shutil.copyfile(entry, folder / entry.name)
+            copy_file(entry, folder / entry.name)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from torch import Tensor
 from svd_hybrid.errors import FamilyError, StorageError, UnsafeError, UsageError
 from svd_hybrid.io.array_pickle import Bytes, load_byte_arrays
 from svd_hybrid.io.lookup import match_name
+from svd_hybrid.io.new_file import NewFile
 from svd_hybrid.io.safetensors_reader import SafetensorsReader
 from svd_hybrid.io.safetensors_writer import SafetensorsWriter
+from svd_hybrid.io.storage import storage
 from svd_hybrid.io.tensors import TensorInfo
 
 
@@ -58,7 +60,7 @@ class PackedMaskWriter:
     """Writes one packed file as a stream of tensors; nothing larger than a tensor is in memory.
 
     Args:
-        path: a new file; a scratch file per task lies beside it until the end.
+        path: a new file in a staging folder; a scratch file per task lies beside it until the end.
         tasks: in order.
         scalars: of the whole model, in float tensors.
     """
@@ -68,11 +70,13 @@ class PackedMaskWriter:
         self.infos = {task: TensorInfo("U8", (packed_bytes(scalars),)) for task in tasks}
         self._packers = [BitPacker() for _ in tasks]
         self._scratch = [path.with_name(f"{path.name}.{index}") for index in range(len(tasks))]
-        self._files: list[IO[bytes]] = []
+        self._files: list[NewFile] = []
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        self._files = [self._open.enter_context(path.open("xb")) for path in self._scratch]
+        self._files = [
+            self._open.enter_context(NewFile(path, durable=False)) for path in self._scratch
+        ]
         return self
 
     def add(self, masks: Tensor) -> None:
@@ -92,8 +96,8 @@ class PackedMaskWriter:
         self._open.close()
         if error is None:
             self._assemble()
-        for path in self._scratch:
-            path.unlink(missing_ok=True)
+            for path in self._scratch:
+                storage().remove_file(path)
 
     def _assemble(self) -> None:
         scratch = dict(zip(self.infos, self._scratch, strict=True))

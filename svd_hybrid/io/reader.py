@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -63,8 +64,16 @@ def open_checkpoint(path: Path) -> CheckpointReader:
         raise StorageError(
             "checkpoint is neither a file nor a folder", where=str(path), fix="write it to a file"
         )
+    before = path.stat()
     try:
-        return _open_folder(path) if path.is_dir() else _open_file(path)
+        reader = _open_folder(path) if path.is_dir() else _open_file(path)
+        if os.path.samestat(before, path.stat()):
+            return reader
+        return open_checkpoint(path)  # a folder replaced meanwhile: shards of two models
+    except FamilyError:
+        if path.exists() and os.path.samestat(before, path.stat()):
+            raise
+        return open_checkpoint(path)
     except PermissionError as error:
         raise StorageError(
             "checkpoint may not be read", where=str(error.filename or path), fix="check permissions"

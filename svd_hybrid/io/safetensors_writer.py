@@ -6,7 +6,6 @@ The library's own writer wants every tensor at once; this one writes the same fo
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +13,7 @@ from typing import Self
 
 from torch import Tensor
 
+from svd_hybrid.io.new_file import NewFile
 from svd_hybrid.io.tensors import DTYPES, TensorInfo, info_of, raw_bytes
 
 HEADER_ALIGNMENT = 8
@@ -51,7 +51,7 @@ class SafetensorsWriter:
             offset += info.nbytes
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % HEADER_ALIGNMENT)
-        self._file = path.open("xb")
+        self._file = NewFile(path)
         self._file.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, tensor: Tensor) -> None:
@@ -77,14 +77,10 @@ class SafetensorsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            if error is None:
-                if self._next != len(self.order):
-                    raise ValueError(f"{self.path}: {self.order[self._next]!r} was never written")
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        finally:
-            self._file.close()
+        missing = self.order[self._next :]
+        self._file.close(whole=error is None and not missing)
+        if error is None and missing:
+            raise ValueError(f"{self.path}: {missing[0]!r} was never written")
 
 
 def write_order(infos: Mapping[str, TensorInfo]) -> list[str]:

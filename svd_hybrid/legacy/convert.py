@@ -19,6 +19,7 @@ from torch import Tensor
 
 from svd_hybrid.artifact.manifest import TensorRecord
 from svd_hybrid.artifact.merges import LinearMerge
+from svd_hybrid.artifact.output import ARTIFACT, staged_artifact
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.writer import ArtifactWriter, EncodedPart
 from svd_hybrid.codec import BitmaskCodec, HalfCodec, RawCodec
@@ -36,9 +37,8 @@ from svd_hybrid.delta.serial import expr_to_json
 from svd_hybrid.errors import shorten
 from svd_hybrid.io.family import is_buffer
 from svd_hybrid.io.masks import TaskMask, open_masks
-from svd_hybrid.io.model_writer import check_free, protect_inputs
+from svd_hybrid.io.outputs import check_free, protect_inputs
 from svd_hybrid.io.reader import CheckpointReader, file_bytes, open_checkpoint
-from svd_hybrid.io.staging import staged_directory
 from svd_hybrid.io.tensors import DTYPES, TensorInfo, tensor_digest
 from svd_hybrid.legacy.files import LegacyArtifact, Problems
 from svd_hybrid.legacy.region import LegacyRegion, UnusableError
@@ -84,9 +84,9 @@ def run_convert(request: ConvertRequest, progress: Progress | None = None) -> Co
         FamilyError: the base or a mask cannot be read.
     """
     wall, cpu = time.monotonic(), time.process_time()
-    check_free(request.artifact_dir, request.overwrite)
     masked = () if request.mask_dir is None else (request.mask_dir,)
     protect_inputs(request.artifact_dir, (request.legacy_dir, request.base, *masked))
+    check_free(request.artifact_dir, request.overwrite, ARTIFACT)
     base = open_checkpoint(request.base)
     problems = Problems()
     legacy = LegacyArtifact(request.legacy_dir, base.infos, problems)
@@ -101,7 +101,7 @@ def run_convert(request: ConvertRequest, progress: Progress | None = None) -> Co
     if request.mask_dir is not None:
         masks = open_masks(request.mask_dir, legacy.tasks, base.infos)
     diagnostics = Diagnostics(config, legacy.tasks, file_bytes(base), legacy.nbytes)
-    with staged_directory(request.artifact_dir, request.overwrite) as staging, one_thread():
+    with staged_artifact(request.artifact_dir, request.overwrite) as staging, one_thread():
         writer = ArtifactWriter(staging, config.profile, legacy.tasks)
         converter = _Converter(legacy, base, masks, config)
         names = sorted(base.infos)

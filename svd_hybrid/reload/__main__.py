@@ -2,6 +2,10 @@
 
 import sys
 
-from svd_hybrid.reload.command import main
+from svd_hybrid.signals import exit_on_signals
 
-sys.exit(main())
+if __name__ == "__main__":
+    exit_on_signals()
+    from svd_hybrid.reload.command import main
+
+    sys.exit(main())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from svd_hybrid.artifact.diagnostics import read_diagnostics
 from svd_hybrid.artifact.merges import LinearMerge
 from svd_hybrid.artifact.reader import ArtifactReader
+from svd_hybrid.artifact.stable import read_stable
 from svd_hybrid.artifact.verify import VerifyReport, verify
 from svd_hybrid.io.reader import open_checkpoint
 from svd_hybrid.reload.deep import verify_deep
@@ -126,5 +127,6 @@ class Artifact:
             deep: also decode every part and, with a base, rebuild every task and stored merge and
                 compare them with the digests that the writer recorded.
         """
+        path = None if base is None else Path(base)
         check = verify_deep if deep else verify
-        return check(self.path, None if base is None else Path(base))
+        return read_stable(self.path, lambda: check(self.path, path), lambda r: not r.problems)

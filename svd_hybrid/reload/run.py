@@ -16,13 +16,10 @@ from torch import Tensor
 
 from svd_hybrid.artifact.files import directory_bytes
 from svd_hybrid.artifact.reader import ArtifactReader
+from svd_hybrid.artifact.stable import restarted
 from svd_hybrid.errors import UsageError
-from svd_hybrid.io.model_writer import (
-    DEFAULT_SHARD_BYTES,
-    check_free,
-    protect_inputs,
-    write_model,
-)
+from svd_hybrid.io.model_writer import DEFAULT_SHARD_BYTES, model_kind, write_model
+from svd_hybrid.io.outputs import check_free, protect_inputs
 from svd_hybrid.io.reader import open_checkpoint
 from svd_hybrid.io.tensors import FLOATS
 from svd_hybrid.reload.rebuild import Rebuilder
@@ -65,6 +62,7 @@ class ReloadResult:
         }
 
 
+@restarted
 def run_reload(
     artifact_dir: Path,
     base: Path,
@@ -102,14 +100,14 @@ def run_reload(
         raise UsageError(f"max_shard_bytes is {max_shard_bytes}, must be 1 or more")
     artifact = ArtifactReader.open(artifact_dir)
     selection = select(artifact.manifest, task=task, weights=weights, merge=merge)
-    check_free(output_path, overwrite)
-    protect_inputs(output_path, (base, artifact_dir))
     if artifact_dir.resolve() in output_path.resolve().parents:
         raise UsageError(
             "output lies inside the artifact, which is never edited",
             where=str(output_path),
             fix="choose another output path",
         )
+    protect_inputs(output_path, (base, artifact_dir))
+    check_free(output_path, overwrite, model_kind(output_path))
     rebuilder = Rebuilder(artifact, open_checkpoint(base), selection, dtype)
     infos = rebuilder.infos
     done = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -15,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from svd_hybrid.artifact.writer import ArtifactWriter
-from svd_hybrid.io.safetensors_writer import SafetensorsWriter
+from svd_hybrid.io.storage import Storage, using
 from tests.cli.project import SVDH, TASKS, Project, snapshot
+from tests.faults.faulty_storage import FaultyStorage
 
 MOST_CHARACTERS = 500
 
@@ -318,10 +317,11 @@ def test_a_configuration_file_that_is(mistake, project, case):
 
 def test_an_artifact_in_the_way(mistake, project, svdh):
     mistake(project.compress(artifact_dir=project.art), 8, "output exists", "--overwrite")
-    (project.art / "stray").write_text("x")
     argv = project.compress("-q", "--overwrite", artifact_dir=project.art)
+    (project.art / "stray").write_text("x")
+    mistake(argv, 8, "holds files svdh did not write: 'stray'", "move them elsewhere")
+    (project.art / "stray").unlink()
     assert svdh(*argv).code == 0
-    assert not (project.art / "stray").exists()
     assert svdh("verify", "--artifact-dir", project.art).code == 0
 
 
@@ -359,64 +359,42 @@ def test_an_output_that_would_replace_an_input(mistake, project):
     mistake(project.reload(output_path=project.art / "merged"), 2, "inside the artifact")
 
 
-MANY = 10**9
-
-
-class FullDisk:
-    """Write functions that fail after a number of writes, as on a full disk."""
-
-    def __init__(self, after: int, code: int = errno.ENOSPC) -> None:
-        self.left = after
-        self.code = code
-
-    def wrap(self, real):
-        def write(*args, **kwargs):
-            self.left -= 1
-            if self.left < 0:
-                raise OSError(self.code, os.strerror(self.code))
-            return real(*args, **kwargs)
-
-        return write
-
-
 @pytest.mark.parametrize("profile", ["auto", "hybrid"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_no_space_while_compressing(mistake, project, svdh, monkeypatch, profile, overwrite):
+def test_no_space_while_compressing(mistake, project, svdh, profile, overwrite):
     """At any write: of arrays, strings, documents; auto also writes attempts that it gives up."""
-    disk = FullDisk(MANY)
-    for owner, name in (
-        (SafetensorsWriter, "write"),
-        (ArtifactWriter, "_append"),
-        (shutil, "copyfileobj"),
-        (Path, "write_bytes"),
-    ):
-        monkeypatch.setattr(owner, name, disk.wrap(getattr(owner, name)))
     found = project.root / "found"
-    assert svdh(*project.compress("--profile", profile, artifact_dir=found)).code == 0
-    writes = MANY - disk.left
-    assert writes > 8
+    with using(FaultyStorage()) as disk:
+        assert svdh(*project.compress("--profile", profile, artifact_dir=found)).code == 0
+    writes = [number for number, call in enumerate(disk.calls) if call == "write"]
+    assert len(writes) > 8
     target = project.art if overwrite else project.root / "new"
     argv = project.compress("--profile", profile, artifact_dir=target)
-    for after in range(writes):
-        disk.left = after
+    for at in writes[:: max(1, len(writes) // 12)]:
         more = ["--overwrite"] * overwrite
-        mistake([*argv, *more], 8, "no space left on the disk", "nothing was left half-written")
+        with using(FaultyStorage(at, "ENOSPC")):
+            mistake([*argv, *more], 8, "no space left on the disk", "nothing was left half-written")
 
 
 @pytest.mark.parametrize("name", ["merged", "merged.safetensors", "merged.pt"])
-def test_no_space_while_reloading(mistake, project, monkeypatch, name):
-    disk = FullDisk(0)
-    monkeypatch.setattr(SafetensorsWriter, "write", disk.wrap(SafetensorsWriter.write))
-    monkeypatch.setattr(torch, "save", disk.wrap(torch.save))
+def test_no_space_while_reloading(mistake, project, name):
     argv = project.reload(output_path=project.root / name)
-    mistake(argv, 8, "no space left on the disk", "nothing was left half-written")
+    with using(FaultyStorage(6, "ENOSPC")) as disk:
+        mistake(argv, 8, "no space left on the disk", "nothing was left half-written")
+    assert "write" in disk.calls[6:]
 
 
-def test_no_permission(mistake, project, monkeypatch):
-    disk = FullDisk(0, errno.EACCES)
-    monkeypatch.setattr("tempfile.mkdtemp", disk.wrap(None))
-    mistake(project.compress(), 8, "cannot write: Permission denied", str(project.root / "new"))
-    mistake(project.reload(), 8, "cannot write: Permission denied", "merged.safetensors")
+def test_no_permission(mistake, project):
+    with using(Forbidding()):
+        mistake(project.compress(), 8, "cannot write: Permission denied", str(project.root / "new"))
+        mistake(project.reload(), 8, "cannot write: Permission denied", "merged.safetensors")
+
+
+class Forbidding(Storage):
+    """A parent folder in which nothing may be made."""
+
+    def create(self, path: Path, flags: int) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 @pytest.fixture

@@ -14,10 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from svd_hybrid.errors import StorageError, UsageError
-from svd_hybrid.io.model_writer import check_free, plan_shards, protect_inputs, write_model
+from svd_hybrid.io import new_file
+from svd_hybrid.io.model_writer import MODEL, plan_shards, write_model
+from svd_hybrid.io.outputs import check_free, protect_inputs
 from svd_hybrid.io.reader import open_checkpoint
 from svd_hybrid.io.safetensors_writer import SafetensorsWriter, write_order
+from svd_hybrid.io.storage import using
 from svd_hybrid.io.tensors import DTYPES, TensorInfo, info_of, raw_bytes, tensor_digest
+from tests.faults.faulty_storage import FaultyStorage
 from tests.io.checkpoints import EVERY_KIND, random_state, same, write
 
 INFOS = {name: info_of(tensor) for name, tensor in EVERY_KIND.items()}
@@ -281,11 +285,23 @@ def test_an_output_in_the_way_is_kept_without_overwrite(tmp_path, name):
     assert_same_state({n: reader.read(n) for n in reader.infos}, EVERY_KIND)
 
 
+def test_what_waits_for_the_disk_is_bounded(tmp_path, monkeypatch):
+    """A process in fsync cannot be ended, so that the last one must be short."""
+    monkeypatch.setattr(new_file, "SYNC_BYTES", 1000)
+    with using(FaultyStorage()) as disk, new_file.NewFile(tmp_path / "out") as file:
+        for _ in range(25):
+            file.write(bytes(100))
+    assert disk.calls.count("sync") == 3
+    assert disk.calls.index("sync") == 1 + 10
+
+
 def test_check_free(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     check_free(tmp_path / "new", overwrite=False)
-    check_free(tmp_path / "empty", overwrite=False)
+    check_free(tmp_path / "empty", overwrite=False, kind=MODEL)
+    with pytest.raises(StorageError, match="output is a file, and a folder is in its place"):
+        check_free(tmp_path / "empty", overwrite=True)
     with pytest.raises(StorageError, match="output exists"):
         check_free(tmp_path / "dangling", overwrite=False)
     with pytest.raises(StorageError, match="folder of the output does not exist") as caught:
@@ -301,5 +317,8 @@ def test_an_output_never_replaces_an_input(tmp_path):
         with pytest.raises(UsageError, match="would replace an input") as caught:
             protect_inputs(output, [Path("/elsewhere"), base])
         assert str(base) in caught.value.where
-    for output in (tmp_path / "out", base / "out", base.parent / "bas"):
+    for output in (base / "out", tmp_path / "link" / "deep" / "out"):
+        with pytest.raises(UsageError, match="lies inside an input"):
+            protect_inputs(output, [base])
+    for output in (tmp_path / "out", base.parent / "bas"):
         protect_inputs(output, [base])

@@ -22,7 +22,9 @@ from svd_hybrid.artifact.diagnostics import read_diagnostics
 from svd_hybrid.artifact.fingerprint import check_digest, check_names
 from svd_hybrid.artifact.jsonfile import read_json_object
 from svd_hybrid.artifact.manifest import Manifest, Rebuilt, TensorRecord
+from svd_hybrid.artifact.output import ARTIFACT, staged_artifact
 from svd_hybrid.artifact.reader import ArtifactReader
+from svd_hybrid.artifact.stable import refuse_replaced
 from svd_hybrid.artifact.writer import ArtifactWriter
 from svd_hybrid.compress.append.config import document_config
 from svd_hybrid.compress.append.measure import recall, tensor_facts
@@ -42,9 +44,8 @@ from svd_hybrid.delta.evaluate import BeyondRangeError
 from svd_hybrid.errors import ArtifactError, UsageError, shorten
 from svd_hybrid.io.family import Family, FamilyPolicy, Stack, open_family
 from svd_hybrid.io.lookup import fold_name
-from svd_hybrid.io.model_writer import check_free, protect_inputs
+from svd_hybrid.io.outputs import check_free, protect_inputs
 from svd_hybrid.io.reader import file_bytes
-from svd_hybrid.io.staging import staged_directory
 from svd_hybrid.io.tensors import DTYPE_NAMES, tensor_digest
 from svd_hybrid.numerics.metrics import ErrorSums
 from svd_hybrid.numerics.threads import one_thread
@@ -82,13 +83,14 @@ def run_append(request: AppendRequest, progress: Progress | None = None) -> Comp
         FamilyError: checkpoints that do not fit.
         BaseMismatchError: the base is not the artifact's.
         StorageError: a path is missing, in the way, or cannot be written.
+        LockedError: another run writes the same artifact, or has replaced the one that was read.
     """
     wall, cpu = time.monotonic(), time.process_time()
     config = request.config
-    check_free(request.artifact_dir, request.overwrite)
     protect_inputs(request.artifact_dir, [request.base, *request.tasks.values()])
     if request.artifact.resolve() != request.artifact_dir.resolve():
         protect_inputs(request.artifact_dir, [request.artifact])
+    check_free(request.artifact_dir, request.overwrite, ARTIFACT)
     artifact = ArtifactReader.open(request.artifact)
     manifest = artifact.manifest
     policy = FamilyPolicy(
@@ -118,7 +120,8 @@ def run_append(request: AppendRequest, progress: Progress | None = None) -> Comp
             merges[manifest.default_merge], _recorded_weights(request), manifest.tasks, new
         )
     )
-    with staged_directory(request.artifact_dir, request.overwrite) as staging, one_thread():
+    with staged_artifact(request.artifact_dir, request.overwrite) as staging, one_thread():
+        refuse_replaced(request.artifact, artifact.known)
         writer = ArtifactWriter(staging, manifest.profile, tasks)
         grower = _Grower(config, rest, writer, diagnostics, recorded)
         grower.run(progress)

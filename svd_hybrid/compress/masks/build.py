@@ -24,7 +24,7 @@ from svd_hybrid.compress.statistics import FamilyStatistics
 from svd_hybrid.compress.stream import FamilyStream, Progress
 from svd_hybrid.errors import FamilyError, ParameterError
 from svd_hybrid.io.family import FamilyPolicy, open_family
-from svd_hybrid.io.model_writer import check_free, protect_inputs
+from svd_hybrid.io.outputs import OutputKind, check_free, protect_inputs
 from svd_hybrid.io.packed_masks import BitPacker, PackedMaskWriter, flattened
 from svd_hybrid.io.staging import staged_directory
 from svd_hybrid.methods import METHODS
@@ -32,6 +32,8 @@ from svd_hybrid.methods.steps.multitask import GRID, multitask_vector, tall_mask
 from svd_hybrid.numerics.threads import one_thread
 
 METHOD = "tall-masks"
+FILE_NAME = "TALL_mask_{}.safetensors"
+MASKS = OutputKind("folder of masks", (FILE_NAME.format("*"),), (FILE_NAME.format("*"),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +150,16 @@ def write_masks(
         StorageError: the folder is in the way, or cannot be written.
     """
     named, config = labels(lambdas), mask_config(vector)
-    check_free(output, overwrite)
     protect_inputs(output, [base, *tasks.values()])
+    check_free(output, overwrite, MASKS)
     source = _open(base, tasks, config)
     infos = source.base.infos
     scalars = sum(infos[name].count for name in flattened(infos))
     if not scalars:
         raise FamilyError("base holds no float scalars to mask", where=str(base))
     kept = {label: torch.zeros(len(tasks), dtype=torch.int64) for label in named}
-    names = {label: f"TALL_mask_{label}.safetensors" for label in named}
-    with staged_directory(output, overwrite) as staging, one_thread(), ExitStack() as stack:
+    names = {label: FILE_NAME.format(label) for label in named}
+    with staged_directory(output, overwrite, MASKS) as staging, one_thread(), ExitStack() as stack:
         writers = {
             label: stack.enter_context(PackedMaskWriter(staging / name, list(tasks), scalars))
             for label, name in names.items()
