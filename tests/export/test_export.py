@@ -245,7 +245,7 @@ def test_an_output_in_the_way_or_inside_the_artifact_is_refused(tmp_path, files,
     with pytest.raises(StorageError, match="output exists"):
         export(tmp_path, files)
     for path in (tmp_path / "art/out", tmp_path / "out.safetensors"):
-        with pytest.raises(UsageError, match=r"inside the artifact|a folder, not a file"):
+        with pytest.raises(UsageError, match=r"inside an input of this run|a folder, not a file"):
             run_export(ExportRequest(tmp_path / "art", files.base, path, 2))
 
 
