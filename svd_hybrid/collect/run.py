@@ -28,6 +28,8 @@ from svd_hybrid.numerics.moments import InputMoments
 
 Progress = Callable[[str, int, int], None]
 AROUND = "around"
+FEW = 64
+"""Fewer samples than this make statistics that depend on which ones were taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ def run_collect(request: CollectRequest, progress: Progress | None = None) -> Co
             seconds[task] = time.monotonic() - started
         records[task] = record
         notes += [*live.notes, *data.notes, *run.notes] if number == 0 else run.notes
+        if len(data) < FEW:
+            notes.append(f"task {task!r} has {len(data)} samples; {FEW} and more are steadier")
         if progress:
             progress("tasks", number + 1, len(request.tasks))
     store.write_summary({task: record.summary() for task, record in records.items()})

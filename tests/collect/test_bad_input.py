@@ -212,6 +212,17 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
     assert result.records["ant"].data["image_size"] == 16
 
 
+def test_data_that_is_not_what_the_model_takes(llama, tmp_path):
+    vit = saved("vit", tmp_path / "m")
+    with pytest.raises(FamilyError, match="the model takes input_ids, the data gives pixel_values"):
+        collected(llama, images(tmp_path / "i.npz", (2, 8, 8)), tmp_path / "a")
+    with pytest.raises(FamilyError, match="the model takes pixel_values, the data gives input_ids"):
+        collected(vit, tokens(tmp_path / "t.npz"), tmp_path / "b")
+    channels = {"image_channels": 3}
+    with pytest.raises(FamilyError, match=r"the model cannot run on pixel_values \[2, 3, 16, 16\]"):
+        collected(vit, images(tmp_path / "j.npz", (2, 8, 8)), tmp_path / "c", inputs=channels)
+
+
 def test_blank_images_stay_finite(tmp_path):
     images(tmp_path / "d.npz", (2, 16, 16))
     np.savez(tmp_path / "d.npz", images=np.zeros((2, 16, 16), np.uint8))
