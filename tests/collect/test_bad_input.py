@@ -66,6 +66,18 @@ def dataset_folder(path: Path, splits: dict[str, list[dict[str, Any]]]) -> Path:
     return path
 
 
+def test_a_dataset_is_read_by_task_with_its_labels(tmp_path):
+    rows = [
+        {"text": f"w{number}", "label": "no" if number % 2 else "yes", "task": task}
+        for number, task in enumerate(("ant", "bee", "ant", "bee", "ant"))
+    ]
+    data = dataset_folder(tmp_path / "ds", {"train": rows})
+    found = load_examples(Source.parse(f"{data}@train[1:3]"), "ant")
+    assert list(found.inputs) == ["w2", "w4"]
+    assert found.classes == ("yes",)
+    assert list(load_examples(Source.parse(f"{data}@train"), "bee").inputs) == ["w1", "w3"]
+
+
 @pytest.mark.parametrize(
     ("split", "text"),
     [("@test", "no split 'test'; the dataset has 'train'"), ("", "no split was named")],
