@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from svd_hybrid.collect.attention import visible_attention
 from svd_hybrid.collect.blocks import Blocks
@@ -24,7 +25,6 @@ from svd_hybrid.io.reader import CheckpointReader, open_checkpoint
 from svd_hybrid.models.inputs import InputSettings, open_task_data
 from svd_hybrid.models.live import LiveModel
 from svd_hybrid.models.load import live_model
-from svd_hybrid.numerics.moments import InputMoments
 
 Progress = Callable[[str, int, int], None]
 AROUND = "around"
@@ -200,7 +200,8 @@ class _TaskRun:
 
     def _recorded(
         self, layers: list[Layer], blocks: Blocks | None, group: str
-    ) -> dict[str, InputMoments]:
+    ) -> dict[str, tuple[Tensor, int]]:
+        """Mean and number of inputs, by checkpoint name."""
         recorder = Recorder(
             self.record.kind,
             layers,
@@ -214,12 +215,13 @@ class _TaskRun:
                     self.live(batch.inputs)
                 else:
                     blocks.run(batch, block)
-        return {
-            name: moments
-            for names, moments in recorder.moments.items()
-            if moments.samples
-            for name in names
-        }
+        found: dict[str, tuple[Tensor, int]] = {}
+        while recorder.moments:  # each float64 sum is freed once its mean is taken
+            names, moments = recorder.moments.popitem()
+            if moments.samples:
+                mean = moments.mean
+                found |= dict.fromkeys(names, (mean, moments.samples))
+        return found
 
     def _finished(self, layers: list[Layer], groups: list[str]) -> StatisticsRecord:
         """Write the task's file and say what it lacks.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from svd_hybrid.collect.record import StatisticsRecord
@@ -18,7 +17,7 @@ from svd_hybrid.errors import StorageError, UsageError
 from svd_hybrid.io.safetensors_reader import SafetensorsReader
 from svd_hybrid.io.safetensors_writer import SafetensorsWriter
 from svd_hybrid.io.staging import staged_file
-from svd_hybrid.numerics.moments import InputMoments
+from svd_hybrid.io.tensors import info_of
 
 PIECES = ".partial"
 ROWS = "rows"
@@ -84,18 +83,17 @@ class StatisticsStore:
         return self.piece(record, group).is_file()
 
     def keep_piece(
-        self, record: StatisticsRecord, group: str, moments: Mapping[str, InputMoments]
+        self, record: StatisticsRecord, group: str, means: Mapping[str, tuple[Tensor, int]]
     ) -> None:
-        """Store one group of layers, whole or not at all."""
+        """Store one group of layers, mean and number of inputs each, whole or not at all."""
         path = self.piece(record, group)
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = {name: found.samples for name, found in moments.items()}
+        rows = {name: count for name, (_, count) in means.items()}
         with staged_file(path, overwrite=True) as target:
-            save_file(
-                {name: found.mean for name, found in moments.items()},
-                target,
-                {ROWS: json.dumps(rows)},
-            )
+            infos = {name: info_of(mean) for name, (mean, _) in means.items()}
+            with SafetensorsWriter(target, infos, {ROWS: json.dumps(rows)}) as writer:
+                for name in writer.order:
+                    writer.write(name, means[name][0])
 
     def stored_names(self, record: StatisticsRecord, groups: list[str]) -> set[str]:
         """Weights of which these groups hold statistics."""
@@ -154,8 +152,3 @@ def read_record(path: Path) -> StatisticsRecord | None:
         FamilyError: of a version or shape this program does not know.
     """
     return StatisticsRecord.read(metadata_of(path), str(path))
-
-
-def tensors_of(path: Path) -> dict[str, Tensor]:
-    """Everything a statistics file holds."""
-    return load_file(path)
