@@ -20,7 +20,7 @@ from svd_hybrid.collect.recorder import Kind, Recorder
 from svd_hybrid.collect.store import StatisticsStore
 from svd_hybrid.data.batches import TaskData
 from svd_hybrid.data.source import Source
-from svd_hybrid.errors import FamilyError, UsageError, shorten
+from svd_hybrid.errors import FamilyError, StorageError, UsageError, shorten
 from svd_hybrid.io.reader import CheckpointReader, open_checkpoint
 from svd_hybrid.models.inputs import InputSettings, open_task_data
 from svd_hybrid.models.live import LiveModel
@@ -96,6 +96,10 @@ def run_collect(request: CollectRequest, progress: Progress | None = None) -> Co
     """
     if request.ran == "base" and request.base is None:
         raise UsageError("no base given", fix="pass --base-model-path PATH")
+    if request.base is not None and not request.base.exists():
+        raise StorageError(
+            "base does not exist", where=str(request.base), fix="check the path and its spelling"
+        )
     store = StatisticsStore(request.output)
     records: dict[str, StatisticsRecord] = {}
     seconds: dict[str, float] = {}

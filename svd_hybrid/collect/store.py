@@ -27,22 +27,24 @@ class StatisticsStore:
     """A folder with `<task>.safetensors` files.
 
     Args:
-        folder: made if it does not exist.
+        folder: made with the first file in it.
 
     Raises:
-        StorageError: it is a file, or cannot be made.
+        StorageError: it is a file, or lies in no folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        if folder.exists() and not folder.is_dir():
             raise StorageError(
-                f"cannot make the folder: {error.strerror}",
-                where=str(folder),
-                fix="choose another --output-dir",
-            ) from error
+                "output is a file", where=str(folder), fix="choose another --output-dir"
+            )
+        if not folder.absolute().parent.is_dir():
+            raise StorageError(
+                "folder of the output does not exist",
+                where=str(folder.absolute().parent),
+                fix="create it first",
+            )
 
     def path(self, task: str) -> Path:
         """Where a task's file goes.
@@ -87,7 +89,7 @@ class StatisticsStore:
     ) -> None:
         """Store one group of layers, mean and number of inputs each, whole or not at all."""
         path = self.piece(record, group)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make(path.parent)
         rows = {name: count for name, (_, count) in means.items()}
         with staged_file(path, overwrite=True) as target:
             infos = {name: info_of(mean) for name, (mean, _) in means.items()}
@@ -134,6 +136,17 @@ class StatisticsStore:
         with staged_file(self.folder / "statistics.json", overwrite=True) as target:
             text = json.dumps({"tasks": records}, indent=1, ensure_ascii=False, sort_keys=True)
             target.write_text(text + "\n", encoding="utf-8")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make the folder: {error.strerror}",
+            where=str(folder),
+            fix="choose another --output-dir",
+        ) from error
 
 
 def metadata_of(path: Path) -> dict[str, str]:
