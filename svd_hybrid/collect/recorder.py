@@ -34,7 +34,8 @@ class _Sum:
 
     def serves(self, inputs: Tensor, kind: Kind, layer: Layer) -> bool:
         same = self.inputs is inputs and self.version == inputs._version
-        return same and self.kind == kind and layer.rows is None and self.rows is None
+        plain = layer.rows is None and self.rows is None
+        return same and plain and self.kind == kind and len(self.total) == layer.features
 
 
 class Recorder:
@@ -87,17 +88,18 @@ class Recorder:
         assert self.batch is not None
         moments = self.moments[layer.names]
         if self._last is not None and self._last.serves(inputs, moments.kind, layer):
-            moments.include(self._last.total.clone(), self._last.samples)
+            moments.include(self._last.total, self._last.samples)
             return
         rows = layer.rows(inputs) if layer.rows else inputs
         if rows.shape[-1] != layer.features:
             rows = rows.flatten(-_axes(rows, layer.features))
+        self._last = None  # its matrix is not needed beside the next one
         kept = self._without_padding(layer, rows)
         total = summed(kept, moments.kind)
         if not bool(torch.isfinite(total).all()):
             self._refuse(layer, inputs)
         version = inputs._version
-        self._last = _Sum(inputs, version, moments.kind, layer.rows, total.clone(), len(kept))
+        self._last = _Sum(inputs, version, moments.kind, layer.rows, total, len(kept))
         moments.include(total, len(kept))
 
     def _hook(self, layer: Layer) -> Any:

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from svd_hybrid.collect.record import StatisticsRecord
-from svd_hybrid.errors import StorageError
+from svd_hybrid.errors import StorageError, UsageError
 from svd_hybrid.io.new_file import make_folders, remove_tree, write_file
 from svd_hybrid.io.safetensors_reader import SafetensorsReader
 from svd_hybrid.io.safetensors_writer import SafetensorsWriter
 from svd_hybrid.io.staging import staged_file
-from svd_hybrid.numerics.moments import InputMoments
+from svd_hybrid.io.tensors import info_of
 
 PIECES = ".partial"
 ROWS = "rows"
@@ -28,39 +27,49 @@ class StatisticsStore:
     """A folder with `<task>.safetensors` files.
 
     Args:
-        folder: made if it does not exist.
+        folder: made with the first file in it.
 
     Raises:
-        StorageError: it is a file, or cannot be made.
+        StorageError: it is a file, or lies in no folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            make_folders(folder.absolute())
-        except OSError as error:
+        if folder.exists() and not folder.is_dir():
             raise StorageError(
-                f"cannot make the folder: {error.strerror}",
-                where=str(folder),
-                fix="choose another --output-dir",
-            ) from error
+                "output is a file", where=str(folder), fix="choose another --output-dir"
+            )
+        if not folder.absolute().parent.is_dir():
+            raise StorageError(
+                "folder of the output does not exist",
+                where=str(folder.absolute().parent),
+                fix="create it first",
+            )
 
     def path(self, task: str) -> Path:
-        """Where a task's file goes."""
+        """Where a task's file goes.
+
+        Raises:
+            UsageError: the task's name is no file name.
+        """
+        if Path(task).name != task or task.startswith("."):
+            raise UsageError(
+                f"task name {task!r} is no file name", fix="name it with --task NAME=PATH"
+            )
         return self.folder / f"{task}.safetensors"
 
-    def finished(self, record: StatisticsRecord, overwrite: bool) -> bool:
-        """Whether the task's file is there already.
+    def finished(self, record: StatisticsRecord, overwrite: bool) -> StatisticsRecord | None:
+        """The record of the task's file if it is there already; else None.
 
         Raises:
             StorageError: one of other weights, data or settings is, and may not be replaced.
         """
         path = self.path(record.task)
         if not path.exists() or overwrite:
-            return False
+            return None
         stored = read_record(path)
         if stored is not None and stored.key == record.key:
-            return True
+            return stored
         raise StorageError(
             f"statistics of task {record.task!r} are there, of other weights, data or settings",
             where=str(path),
@@ -76,15 +85,17 @@ class StatisticsStore:
         return self.piece(record, group).is_file()
 
     def keep_piece(
-        self, record: StatisticsRecord, group: str, moments: Mapping[str, InputMoments]
+        self, record: StatisticsRecord, group: str, means: Mapping[str, tuple[Tensor, int]]
     ) -> None:
-        """Store one group of layers, whole or not at all."""
+        """Store one group of layers, mean and number of inputs each, whole or not at all."""
         path = self.piece(record, group)
-        make_folders(path.parent.absolute())
-        rows = {name: found.samples for name, found in moments.items()}
+        _make(path.parent)
+        rows = {name: count for name, (_, count) in means.items()}
         with staged_file(path, overwrite=True) as target:
-            means = {name: found.mean for name, found in moments.items()}
-            write_file(target, save(means, {ROWS: json.dumps(rows)}))
+            infos = {name: info_of(mean) for name, (mean, _) in means.items()}
+            with SafetensorsWriter(target, infos, {ROWS: json.dumps(rows)}) as writer:
+                for name in writer.order:
+                    writer.write(name, means[name][0])
 
     def stored_names(self, record: StatisticsRecord, groups: list[str]) -> set[str]:
         """Weights of which these groups hold statistics."""
@@ -108,17 +119,34 @@ class StatisticsStore:
         ):
             for name in writer.order:
                 writer.write(name, owner[name].read(name))
+        self._drop_pieces(record.task)
+        return whole
+
+    def _drop_pieces(self, task: str) -> None:
+        """Remove what finished and abandoned runs of a task left."""
         pieces = self.folder / PIECES
-        remove_tree(self.piece(record, "any").parent)
+        for folder in pieces.iterdir():
+            if folder.name.rpartition("-")[0] == task:
+                remove_tree(folder)
         if not any(pieces.iterdir()):
             remove_tree(pieces)
-        return whole
 
     def write_summary(self, records: Mapping[str, Mapping[str, Any]]) -> None:
         """`statistics.json`, for people; nothing reads it."""
         with staged_file(self.folder / "statistics.json", overwrite=True) as target:
             text = json.dumps({"tasks": records}, indent=1, ensure_ascii=False, sort_keys=True)
             write_file(target, f"{text}\n".encode())
+
+
+def _make(folder: Path) -> None:
+    try:
+        make_folders(folder.absolute())
+    except OSError as error:
+        raise StorageError(
+            f"cannot make the folder: {error.strerror}",
+            where=str(folder),
+            fix="choose another --output-dir",
+        ) from error
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -137,8 +165,3 @@ def read_record(path: Path) -> StatisticsRecord | None:
         FamilyError: of a version or shape this program does not know.
     """
     return StatisticsRecord.read(metadata_of(path), str(path))
-
-
-def tensors_of(path: Path) -> dict[str, Tensor]:
-    """Everything a statistics file holds."""
-    return load_file(path)
