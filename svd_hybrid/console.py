@@ -6,6 +6,7 @@ these import nothing of compression.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -16,11 +17,14 @@ from typing import Any, TypeVar
 
 import click
 
-from svd_hybrid.errors import UsageError
+from svd_hybrid.errors import UsageError, printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+"""Bytes of file names that are no text, as Python holds them."""
 
 SIZE_UNITS = {
     "": 1,
@@ -52,6 +56,15 @@ def artifact_option(command: F) -> F:
     )(command)
 
 
+def expect_option(command: F) -> F:
+    """--expect."""
+    return click.option(
+        "--expect",
+        metavar="sha256:ID",
+        help="Refuse any artifact but that of this id, which svdh verify and inspect print.",
+    )(command)
+
+
 def overwrite_option(command: F) -> F:
     """--overwrite."""
     return click.option("--overwrite", is_flag=True, help="Replace an existing output, whole.")(
@@ -74,12 +87,25 @@ def common_options(command: F) -> F:
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Exactly one JSON document on stdout."""
-    print(json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False))
+    print(one_json(document, indent=1))
+
+
+def one_json(document: Mapping[str, Any], indent: int | None = None) -> str:
+    """The document as JSON that any encoding can hold what a file name holds of."""
+    text = json.dumps(document, ensure_ascii=False, indent=indent, allow_nan=False)
+    return _SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def let_any_name_out() -> None:
+    """Let stdout carry file names that are no text: as they are, or escaped if it is no UTF-8."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
 
 
 def note(text: str) -> None:
     """One line for the user, on stderr."""
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {printable(text)}", file=sys.stderr)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import sys
 import traceback
@@ -12,7 +11,9 @@ from types import FrameType
 
 import click
 
+from svd_hybrid.console import let_any_name_out, one_json
 from svd_hybrid.errors import SvdhError
+from svd_hybrid.system_errors import as_storage_error
 
 OUR_BUG = 1
 USAGE = 2
@@ -29,6 +30,7 @@ def run_guarded(body: Callable[[], object], argv: list[str]) -> int:
         argv: its arguments; `--json` makes errors one JSON object, `--debug` adds tracebacks.
     """
     as_json, debug = "--json" in argv, "--debug" in argv
+    let_any_name_out()
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         result = body()
@@ -55,6 +57,9 @@ def run_guarded(body: Callable[[], object], argv: list[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except Exception as error:  # the last line of defence: our own mistakes
+        refused = as_storage_error(error)
+        if refused is not None:
+            return _report(refused, refused.exit_code, as_json, debug)
         what = f"internal error: {type(error).__name__}: {error}"[:400]
         bug = SvdhError(what, fix="report it with the output of --debug")
         return _report(bug, OUR_BUG, as_json, debug)
@@ -74,9 +79,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 def _report(error: SvdhError, code: int, as_json: bool, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    if as_json:
-        text = json.dumps({**error.facts(), "code": code}, ensure_ascii=False)
-    else:
-        text = f"error: {error}"
-    print(text, file=sys.stderr)
+    print(
+        one_json({**error.facts(), "code": code}) if as_json else f"error: {error}", file=sys.stderr
+    )
     return code

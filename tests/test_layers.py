@@ -10,7 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "svd_hybrid"
 LAYERS = [
-    {"errors", "registry", "patterns", "_callable", "_lazy", "faults", "console", "frames"},
+    {"errors", "registry", "patterns", "_callable", "_lazy", "faults", "console", "frames"}
+    | {"system_errors"},
     {"numerics"},
     {"codec"},
     {"delta"},

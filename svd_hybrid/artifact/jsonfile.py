@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from svd_hybrid.artifact.limits import MOST_JSON_BYTES, MOST_JSON_DEPTH, MOST_JSON_VALUES
 from svd_hybrid.errors import ArtifactError, StorageError, SvdhError
+
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},"))
+_NOT_NESTING = _NOT_STRUCTURE + b","
 
 
 def canonical_json(value: Any) -> bytes:
@@ -24,15 +30,62 @@ def readable_json(value: Any) -> bytes:
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """The value, refusing duplicate keys, NaN and infinity.
+    """The value, refusing duplicate keys, NaN and infinity, and more than the limits.
 
     Raises:
         ArtifactError: it is not such JSON, or not UTF-8.
     """
     try:
-        return json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        _check_limits(data)
+        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"not valid JSON: {str(error)[:160]}", where=where) from error
+
+
+def _check_limits(data: bytes) -> None:
+    """Refuse what would take too much memory, before anything is built of it."""
+    if len(data) > MOST_JSON_BYTES:
+        raise ValueError(f"it has {len(data)} bytes, at most {MOST_JSON_BYTES} are read")
+    if data.count(b'"') > 4 * MOST_JSON_VALUES:
+        raise ValueError(f"it holds more than {MOST_JSON_VALUES} values")
+    structure = _STRINGS.sub(b"", data)
+    if len(structure.translate(None, _NOT_STRUCTURE + b"]}")) > MOST_JSON_VALUES:
+        raise ValueError(f"it holds more than {MOST_JSON_VALUES} values")
+    depth = 0
+    for byte in structure.translate(None, _NOT_NESTING):
+        depth += 1 if byte in b"[{" else -1
+        if depth > MOST_JSON_DEPTH:
+            raise ValueError(f"it is nested deeper than {MOST_JSON_DEPTH}")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The value of a file.
+
+    Args:
+        path: the file; its size is looked at before it is read.
+        what: what it is, for errors: `manifest`.
+
+    Raises:
+        StorageError: the file may not be read.
+        ArtifactError: it is too large, or no JSON.
+    """
+    return parse_json(read_limited(path, what), str(path))
+
+
+def read_limited(path: Path, what: str) -> bytes:
+    """The bytes of a JSON file that is not too large.
+
+    Raises:
+        StorageError, ArtifactError: as `read_json`.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_JSON_BYTES + 1)
+    except OSError as error:
+        raise StorageError(f"{what} cannot be read: {error.strerror}", where=str(path)) from error
+    if len(data) > MOST_JSON_BYTES:
+        raise ArtifactError(f"{what} is larger than {MOST_JSON_BYTES} bytes", where=str(path))
+    return data
 
 
 def read_json_object(path: Path, what: str, fault: type[SvdhError]) -> dict[str, Any]:
@@ -47,11 +100,10 @@ def read_json_object(path: Path, what: str, fault: type[SvdhError]) -> dict[str,
         StorageError: the file cannot be read.
     """
     try:
-        record = parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise StorageError(f"{what} cannot be read: {error.strerror}", where=str(path)) from error
+        record = read_json(path, what)
     except ArtifactError as error:
-        raise fault(f"{what} is {error.what}", where=str(path)) from error
+        said = error.what if error.what.startswith(what) else f"{what} is {error.what}"
+        raise fault(said, where=str(path)) from error
     if not isinstance(record, dict):
         raise fault(f"{what} holds {type(record).__name__}, not an object", where=str(path))
     return record

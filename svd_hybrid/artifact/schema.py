@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from svd_hybrid.errors import ArtifactError
 PACKAGE = Path(__file__).resolve().parents[1]
 SCHEMA_FOLDERS = (PACKAGE / "schemas", PACKAGE.parent / "schemas")
 """Inside the installed package, else (editable install, source tree) beside it."""
+MOST_PROBLEMS = 16
+"""Of a document, of which the one that says most is told."""
 
 
 def schema_path(name: str) -> Path:
@@ -53,6 +56,7 @@ def validate(value: Any, name: str, where: str) -> None:
     import jsonschema
 
     validator = _validator_class()(load_schema(name))
-    problem = jsonschema.exceptions.best_match(validator.iter_errors(value))
+    problems = islice(validator.iter_errors(value), MOST_PROBLEMS)
+    problem = jsonschema.exceptions.best_match(problems)
     if problem is not None:
         raise ArtifactError(f"{problem.json_path}: {problem.message[:240]}", where=where)

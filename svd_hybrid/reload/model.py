@@ -31,13 +31,18 @@ class Artifact:
         self._reader = reader
 
     @classmethod
-    def open(cls, path: str | PathLike[str]) -> Artifact:
+    def open(cls, path: str | PathLike[str], *, expect: str | None = None) -> Artifact:
         """Read the manifest of a directory.
+
+        Args:
+            path: the directory.
+            expect: `sha256:` and the artifact's id, when only that artifact will do.
 
         Raises:
             StorageError, ArtifactError, VersionError: as the directory deserves.
+            UsageError: `expect` is no id.
         """
-        return cls(ArtifactReader.open(Path(path)))
+        return cls(ArtifactReader.open(Path(path), expect))
 
     @property
     def path(self) -> Path:
@@ -126,5 +131,7 @@ class Artifact:
             deep: also decode every part and, with a base, rebuild every task and stored merge and
                 compare them with the digests that the writer recorded.
         """
-        check = verify_deep if deep else verify
-        return check(self.path, None if base is None else Path(base))
+        checked = None if base is None else Path(base)
+        if deep:
+            return verify_deep(self.path, checked, expect=self.id)
+        return verify(self.path, checked, self.id)

@@ -50,6 +50,7 @@ class Rebuilder:
         dtype: str | None = None,
     ) -> None:
         check_names(artifact.manifest, base)
+        artifact.vouched = True
         self.artifact = artifact
         self.base = base
         self.selection = selection

@@ -21,6 +21,7 @@ from svd_hybrid.artifact import layout
 from svd_hybrid.artifact.diagnostics import read_diagnostics
 from svd_hybrid.artifact.fingerprint import check_digest, check_names
 from svd_hybrid.artifact.jsonfile import read_json_object
+from svd_hybrid.artifact.limits import MOST_TASKS
 from svd_hybrid.artifact.manifest import Manifest, Rebuilt, TensorRecord
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.writer import ArtifactWriter
@@ -185,8 +186,8 @@ def _places(request: AppendRequest, manifest: Manifest) -> dict[str, int]:
         else:
             places[task] = manifest.task_index(task)
             _check_replaceable(manifest, task, where)
-    if len(known) > layout.MOST_TASKS:
-        raise UsageError(f"an artifact holds at most {layout.MOST_TASKS} tasks", where=where)
+    if len(known) > MOST_TASKS:
+        raise UsageError(f"an artifact holds at most {MOST_TASKS} tasks", where=where)
     return places
 
 
