@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
+from svd_hybrid.consent import allow_module_pickles
 from svd_hybrid.errors import UsageError, printable
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,7 +39,15 @@ SIZE_UNITS = {
 
 
 def base_option(command: F) -> F:
-    """--base-model-path, alias --base."""
+    """--base-model-path, alias --base; and --allow-module-pickle, for it and other checkpoints."""
+    command = click.option(
+        "--allow-module-pickle",
+        is_flag=True,
+        expose_value=False,
+        callback=_consent,
+        help="Read the tensors of checkpoints that are whole pickled modules; no class is imported "
+        "and nothing in them is run.",
+    )(command)
     return click.option(
         "--base-model-path",
         "--base",
@@ -47,6 +56,11 @@ def base_option(command: F) -> F:
         metavar="PATH",
         help="Base checkpoint: safetensors or torch file, or HF folder.",
     )(command)
+
+
+def _consent(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.with_resource(allow_module_pickles())
 
 
 def artifact_option(command: F) -> F:

@@ -11,7 +11,7 @@ from types import FrameType
 
 import click
 
-from svd_hybrid.console import let_any_name_out, one_json
+from svd_hybrid.console import let_any_name_out, note, one_json
 from svd_hybrid.errors import SvdhError
 from svd_hybrid.system_errors import as_storage_error
 
@@ -79,7 +79,12 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 def _report(error: SvdhError, code: int, as_json: bool, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    print(
-        one_json({**error.facts(), "code": code}) if as_json else f"error: {error}", file=sys.stderr
-    )
+    notes = getattr(error, "__notes__", [])
+    if as_json:
+        listed = {"notes": notes} if notes else {}
+        print(one_json({**error.facts(), "code": code, **listed}), file=sys.stderr)
+        return code
+    for line in notes:
+        note(line)
+    print(f"error: {error}", file=sys.stderr)
     return code

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from svd_hybrid.artifact.layout import SHARD_PATTERN, shard_folder
+from svd_hybrid.artifact.limits import MOST_EXPRESSION_NODES
 from svd_hybrid.artifact.merges import Merge, StoredMerge
 from svd_hybrid.artifact.shapes import check_shapes
 from svd_hybrid.delta.expr import parts_of, weights_of
@@ -112,6 +113,10 @@ def _check_expressions(tensor: TensorRecord, manifest: Manifest) -> None:
     rows, columns = tensor.matrix_shape
     for expression in tensor.expressions:
         try:
+            _require(
+                _operations(expression) <= MOST_EXPRESSION_NODES,
+                f"an expression has more than {MOST_EXPRESSION_NODES} operations",
+            )
             expr = expr_from_json(expression)
             unknown = set(parts_of(expr)) - set(tensor.parts)
             _require(not unknown, f"no part {shorten(sorted(unknown))}")
@@ -123,6 +128,15 @@ def _check_expressions(tensor: TensorRecord, manifest: Manifest) -> None:
         except ArtifactError as error:
             error.what = f"tensor {tensor.name!r}: {error.what}"
             raise
+
+
+def _operations(expression: Any) -> int:
+    """Operations of an expression that may be anything JSON holds."""
+    if isinstance(expression, list):
+        return sum(map(_operations, expression))
+    if not isinstance(expression, dict):
+        return 0
+    return 1 + sum(map(_operations, expression.values()))
 
 
 def _check_kind(

@@ -7,6 +7,7 @@ from typing import Any
 
 from svd_hybrid import __version__
 from svd_hybrid.artifact import layout
+from svd_hybrid.artifact.codec_table import check_codecs
 from svd_hybrid.artifact.consistency import check_consistent
 from svd_hybrid.artifact.manifest import Manifest, sealed
 from svd_hybrid.artifact.merges import merge_from_json
@@ -35,6 +36,7 @@ def manifest_from_json(
     _check_version(record, where)
     validate(record, "manifest-v1", where)
     _check_seal(record, where)
+    check_codecs(record["codecs"], where)
     files = tuple(FileRecord(**file) for file in record["files"])
     for file in files:
         check_path(file, where)

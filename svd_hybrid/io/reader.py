@@ -9,7 +9,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from svd_hybrid.consent import module_pickles_allowed
 from svd_hybrid.errors import FamilyError, StorageError, UnsafeError, shorten
+from svd_hybrid.io.foreign import LONGEST, refuse_foreign
 from svd_hybrid.io.tensors import TensorInfo
 
 PICKLE_MAGIC = b"\x80"
@@ -75,11 +77,20 @@ def _open_file(path: Path) -> CheckpointReader:
     from svd_hybrid.io.torch_reader import TorchReader
 
     with path.open("rb") as file:
-        start = file.read(9)
+        start = file.read(LONGEST)
     header_bytes = int.from_bytes(start[:8], "little")  # one in 32 begins like a pickle
-    is_safetensors = start[8:] == b"{" and header_bytes < path.stat().st_size
+    is_safetensors = start[8:9] == b"{" and header_bytes < path.stat().st_size
     if start.startswith((PICKLE_MAGIC, ZIP_MAGIC)) and not is_safetensors:
-        return TorchReader(path)
+        try:
+            return TorchReader(path)
+        except UnsafeError:
+            if not module_pickles_allowed():
+                raise
+            from svd_hybrid.io.module_pickle import ModuleReader
+
+            return ModuleReader(path)
+    if not is_safetensors:
+        refuse_foreign(start, str(path))
     return SafetensorsReader(path)
 
 

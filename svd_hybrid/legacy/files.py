@@ -54,18 +54,22 @@ class Problems:
         """Refuse the artifact.
 
         Raises:
-            ArtifactError: with every kind of problem and the tensors it concerns.
+            ArtifactError: with a note for every kind of problem and the tensors it concerns.
         """
         if self.found:
             lines = [
                 kind + (f": {shorten(names, MOST_SHOWN)}" if names else "")
                 for kind, names in self.found.items()
             ]
-            raise ArtifactError(
-                "the original artifact cannot be converted\n  - " + "\n  - ".join(lines),
+            error = ArtifactError(
+                f"the original artifact cannot be converted, for {len(lines)} reasons; the first: "
+                f"{lines[0]}",
                 where=str(folder),
                 fix="supply what is missing; or run svdh compress on the fine-tunes themselves",
             )
+            for line in lines:
+                error.add_note(line)
+            raise error
 
 
 class LegacyArtifact:

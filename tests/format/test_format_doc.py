@@ -272,6 +272,7 @@ def test_every_limit_is_the_one_in_the_code():
     assert (limits.LARGEST_SIZE, limits.LARGEST_SIDE) == (2**53 - 1, 2**32 - 1)
     assert f"holds {layout.SHARD_BYTES // 2**20} MiB or more" in TEXT
     assert f"blocks of {PATTERN_BLOCK} scalars" in TEXT
+    assert f"operations of one | {DEEPEST} · {limits.MOST_EXPRESSION_NODES} |" in TEXT
     assert f"more than {DEEPEST} levels below the outermost" in TEXT
     assert f"outside -{LARGEST_EXPONENT} … {LARGEST_EXPONENT}" in TEXT
     assert f"| `stages` | integer 1 … {MOST_STAGES} |" in TEXT
