@@ -45,7 +45,7 @@ def read_manifest(folder: Path, expect: str | None = None) -> Manifest:
     if not path.is_file():
         raise ArtifactError(
             "directory has no manifest.json, so it is no svdh artifact",
-            where=str(folder),
+            where=str(path),
             fix="pass the directory that svdh compress wrote; for one in the original .pt layout "
             "run svdh convert first",
         )

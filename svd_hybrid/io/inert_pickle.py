@@ -51,6 +51,10 @@ class Inert:
     def __setstate__(self, state: object) -> None:
         self.state = state
 
+    def __call__(self, *args: object) -> Inert:
+        """What a call of it would have given: a record too."""
+        return Inert(*args)
+
     def __setitem__(self, key: object, value: object) -> None:
         self.entries[key] = value
 
