@@ -27,6 +27,8 @@ PATH = click.Path(path_type=Path)
 _SURROGATES = re.compile("[\ud800-\udfff]")
 """Bytes of file names that are no text, as Python holds them."""
 
+LARGEST_SIZE = 2.0**63
+"""In bytes; more is a slip of the hand."""
 SIZE_UNITS = {
     "": 1,
     "KB": 10**3,
@@ -172,7 +174,10 @@ def parse_size(text: str) -> int:
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|B)?\s*", text, re.IGNORECASE)
     unit = (found[2] or "").upper().removesuffix("B") if found else ""
-    count = int(float(found[1]) * SIZE_UNITS[f"{unit}B" if unit else ""]) if found else 0
+    amount = float(found[1]) * SIZE_UNITS[f"{unit}B" if unit else ""] if found else 0.0
+    count = int(amount) if amount < LARGEST_SIZE else 0
     if count < 1:
-        raise UsageError(f"{text!r} is not a size", fix="write 500MB, 5GB or a number of bytes")
+        raise UsageError(
+            f"{text[:80]!r} is not a size", fix="write 500MB, 5GB or a number of bytes"
+        )
     return count

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "svd_hybrid"
 LAYERS = [
     {"errors", "registry", "patterns", "_callable", "_lazy", "faults", "console", "frames"}
-    | {"system_errors", "consent"},
+    | {"system_errors", "consent", "limits", "strict_json"},
     {"numerics"},
     {"codec"},
     {"delta"},

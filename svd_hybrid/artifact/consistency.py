@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from svd_hybrid.artifact.layout import SHARD_PATTERN, shard_folder
-from svd_hybrid.artifact.limits import MOST_EXPRESSION_NODES
 from svd_hybrid.artifact.merges import Merge, StoredMerge
 from svd_hybrid.artifact.shapes import check_shapes
 from svd_hybrid.delta.expr import parts_of, weights_of
 from svd_hybrid.delta.serial import expr_from_json
 from svd_hybrid.errors import ArtifactError, shorten
+from svd_hybrid.limits import MOST_EXPRESSION_NODES
 
 if TYPE_CHECKING:
     from svd_hybrid.artifact.manifest import Manifest, Span, TensorRecord

@@ -15,11 +15,11 @@ from typing import Any
 from svd_hybrid.artifact import layout
 from svd_hybrid.artifact.files import read_manifest
 from svd_hybrid.artifact.jsonfile import canonical_json, parse_json, read_json, read_limited
-from svd_hybrid.artifact.limits import MOST_JSON_BYTES
 from svd_hybrid.artifact.manifest import Manifest, TensorRecord
 from svd_hybrid.artifact.schema import validate
 from svd_hybrid.errors import ArtifactError
 from svd_hybrid.frames import compress, decompress_stated
+from svd_hybrid.limits import MOST_JSON_BYTES
 
 ENERGY_DIGITS = 7  # one number a tensor, which people compare with their own
 VERSION = 1

@@ -10,13 +10,13 @@ from typing import Any
 
 from svd_hybrid.artifact import layout
 from svd_hybrid.artifact.jsonfile import canonical_json, parse_json, read_limited
-from svd_hybrid.artifact.limits import MOST_JSON_BYTES
 from svd_hybrid.artifact.manifest import Manifest
 from svd_hybrid.artifact.parsing import check_path, manifest_from_json
 from svd_hybrid.artifact.pin import check_pin
 from svd_hybrid.artifact.records import FileRecord
 from svd_hybrid.errors import ArtifactError, StorageError
 from svd_hybrid.frames import decompress_stated
+from svd_hybrid.limits import MOST_JSON_BYTES
 
 
 def read_manifest(folder: Path, expect: str | None = None) -> Manifest:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-from svd_hybrid.artifact.limits import MOST_JSON_BYTES, MOST_JSON_DEPTH, MOST_JSON_VALUES
 from svd_hybrid.errors import ArtifactError, StorageError, SvdhError
-
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-_NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},"))
-_NOT_NESTING = _NOT_STRUCTURE + b","
+from svd_hybrid.limits import MOST_JSON_BYTES
+from svd_hybrid.strict_json import parse_strictly
 
 
 def canonical_json(value: Any) -> bytes:
@@ -36,26 +32,9 @@ def parse_json(data: bytes, where: str) -> Any:
         ArtifactError: it is not such JSON, or not UTF-8.
     """
     try:
-        _check_limits(data)
-        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        return parse_strictly(data)
+    except ValueError as error:
         raise ArtifactError(f"not valid JSON: {str(error)[:160]}", where=where) from error
-
-
-def _check_limits(data: bytes) -> None:
-    """Refuse what would take too much memory, before anything is built of it."""
-    if len(data) > MOST_JSON_BYTES:
-        raise ValueError(f"it has {len(data)} bytes, at most {MOST_JSON_BYTES} are read")
-    if data.count(b'"') > 4 * MOST_JSON_VALUES:
-        raise ValueError(f"it holds more than {MOST_JSON_VALUES} values")
-    structure = _STRINGS.sub(b"", data)
-    if len(structure.translate(None, _NOT_STRUCTURE + b"]}")) > MOST_JSON_VALUES:
-        raise ValueError(f"it holds more than {MOST_JSON_VALUES} values")
-    depth = 0
-    for byte in structure.translate(None, _NOT_NESTING):
-        depth += 1 if byte in b"[{" else -1
-        if depth > MOST_JSON_DEPTH:
-            raise ValueError(f"it is nested deeper than {MOST_JSON_DEPTH}")
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -107,14 +86,3 @@ def read_json_object(path: Path, what: str, fault: type[SvdhError]) -> dict[str,
     if not isinstance(record, dict):
         raise fault(f"{what} holds {type(record).__name__}, not an object", where=str(path))
     return record
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        raise ValueError("a key appears twice in one object")
-    return record
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number JSON knows")

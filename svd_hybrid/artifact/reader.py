@@ -12,7 +12,6 @@ from torch import Tensor
 
 from svd_hybrid.artifact.files import check_file, read_manifest
 from svd_hybrid.artifact.layout import STREAMS, array_name
-from svd_hybrid.artifact.limits import UNVOUCHED_BYTES, UNVOUCHED_RATIO
 from svd_hybrid.artifact.manifest import Manifest
 from svd_hybrid.artifact.records import FileRecord, PartRecord, Span, TensorRecord
 from svd_hybrid.artifact.shards import ArrayInfo, array_shards, read_header
@@ -20,6 +19,7 @@ from svd_hybrid.artifact.writer import EncodedPart
 from svd_hybrid.codec import AnyCodec, StreamCodec, codec_from_json
 from svd_hybrid.codec.streams import decode_slice
 from svd_hybrid.errors import ArtifactError
+from svd_hybrid.limits import UNVOUCHED_BYTES, UNVOUCHED_RATIO
 
 
 class ArtifactReader:

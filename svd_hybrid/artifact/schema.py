@@ -13,8 +13,6 @@ from svd_hybrid.errors import ArtifactError
 PACKAGE = Path(__file__).resolve().parents[1]
 SCHEMA_FOLDERS = (PACKAGE / "schemas", PACKAGE.parent / "schemas")
 """Inside the installed package, else (editable install, source tree) beside it."""
-MOST_PROBLEMS = 16
-"""Of a document, of which the one that says most is told."""
 
 
 def schema_path(name: str) -> Path:
@@ -56,7 +54,7 @@ def validate(value: Any, name: str, where: str) -> None:
     import jsonschema
 
     validator = _validator_class()(load_schema(name))
-    problems = islice(validator.iter_errors(value), MOST_PROBLEMS)
-    problem = jsonschema.exceptions.best_match(problems)
+    first = islice(validator.iter_errors(value), 1)  # to look for more may take long
+    problem = jsonschema.exceptions.best_match(first)
     if problem is not None:
         raise ArtifactError(f"{problem.json_path}: {problem.message[:240]}", where=where)

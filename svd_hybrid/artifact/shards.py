@@ -10,9 +10,9 @@ from typing import Any
 
 from svd_hybrid.artifact.jsonfile import parse_json
 from svd_hybrid.artifact.layout import SHARD_PATTERN, STREAMS
-from svd_hybrid.artifact.limits import MOST_JSON_BYTES
 from svd_hybrid.artifact.manifest import FileRecord, Manifest
 from svd_hybrid.errors import ArtifactError
+from svd_hybrid.limits import MOST_JSON_BYTES
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
 ITEM_BYTES |= {"U8": 1, "BOOL": 1}

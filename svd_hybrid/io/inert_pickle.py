@@ -14,9 +14,7 @@ import pickletools
 from dataclasses import dataclass
 from typing import IO, Any
 
-MOST_OPCODES = 2**21
-MOST_PICKLE_BYTES = 64 * 2**20
-BYTES_BEYOND = "the pickle is larger than svdh reads"
+from svd_hybrid.limits import MOST_OPCODES, MOST_PICKLE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +140,30 @@ def read_pickle(file: IO[bytes], storages: dict[str, Storage] | None = None) -> 
         Exception: any other that a malformed pickle provokes in Python's own reader.
     """
     start = file.tell()
+    end = walk_over(file, MOST_PICKLE_BYTES)
+    loaded = _InertUnpickler(
+        io.BytesIO(file.read(end - start)), {} if storages is None else storages
+    ).load()
+    file.seek(end)
+    return loaded
+
+
+def walk_over(file: IO[bytes], most_bytes: int) -> int:
+    """Where the next pickle of a file ends, once it is known to ask for no more than it holds.
+
+    The position is where it was.
+
+    Raises:
+        ValueError: it is damaged, or asks for more than is read here.
+    """
+    start = file.tell()
     for number, (opcode, argument, position) in enumerate(pickletools.genops(file)):
-        if number > MOST_OPCODES or (position or 0) - start > MOST_PICKLE_BYTES:
-            raise ValueError(BYTES_BEYOND)
+        if number > MOST_OPCODES or (position or 0) - start > most_bytes:
+            raise ValueError("the pickle is larger than svdh reads")
         if "PUT" in opcode.name and int(argument or 0) > MOST_OPCODES:
             raise ValueError("the pickle numbers what it remembers too high")
         if opcode.name.startswith("EXT"):
             raise ValueError("the pickle refers to a registry of classes")
     end = file.tell()
     file.seek(start)
-    loaded = _InertUnpickler(
-        io.BytesIO(file.read(end - start)), {} if storages is None else storages
-    ).load()
-    file.seek(end)
-    return loaded
+    return end

@@ -20,14 +20,12 @@ from svd_hybrid.errors import FamilyError, shorten
 from svd_hybrid.io.inert_pickle import Inert, Storage, TensorView, read_pickle
 from svd_hybrid.io.tensors import DTYPE_NAMES, TensorInfo
 from svd_hybrid.io.torch_archive import PICKLE, check_archive
+from svd_hybrid.limits import DEEPEST_MODULE, MOST_MEMBERS
 
 ZIP_MAGIC = b"PK\x03\x04"
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 """The first of the pickles in torch's older format."""
 NESTED_KEYS = ("state_dict", "model_state_dict", "model")
-MOST_TENSORS = 2**17
-DEEPEST = 64
-"""Submodules inside one another."""
 DTYPES = {
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
@@ -155,8 +153,8 @@ def _of_module(
     state = module.state
     if not isinstance(state, dict) or "_modules" not in state:
         raise ValueError(f"{prefix or 'its object'} of class {module.named} is no torch module")
-    if depth > DEEPEST:
-        raise ValueError(f"submodules are nested deeper than {DEEPEST}")
+    if depth > DEEPEST_MODULE:
+        raise ValueError(f"submodules are nested deeper than {DEEPEST_MODULE}")
     for kind in ("_parameters", "_buffers"):
         hidden = _names(state.get("_non_persistent_buffers_set")) if kind == "_buffers" else ()
         for name, view in _entries(state.get(kind)):
@@ -167,8 +165,8 @@ def _of_module(
             yield f"{prefix}{name}", view
     for name, child in _entries(state["_modules"]):
         seen[0] += 1
-        if seen[0] > MOST_TENSORS:
-            raise ValueError(f"it has more than {MOST_TENSORS} submodules")
+        if seen[0] > MOST_MEMBERS:
+            raise ValueError(f"it has more than {MOST_MEMBERS} submodules")
         if child is not None:
             if not isinstance(child, Inert):
                 raise ValueError(f"{prefix}{name} is no module")

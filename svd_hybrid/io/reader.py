@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +12,8 @@ from svd_hybrid.consent import module_pickles_allowed
 from svd_hybrid.errors import FamilyError, StorageError, UnsafeError, shorten
 from svd_hybrid.io.foreign import LONGEST, refuse_foreign
 from svd_hybrid.io.tensors import TensorInfo
+from svd_hybrid.limits import MOST_JSON_BYTES
+from svd_hybrid.strict_json import parse_strictly
 
 PICKLE_MAGIC = b"\x80"
 ZIP_MAGIC = b"PK\x03\x04"
@@ -177,12 +178,15 @@ class ShardedReader:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        record = json.loads(index.read_text(encoding="utf-8"))
+        with index.open("rb") as file:
+            record = parse_strictly(file.read(MOST_JSON_BYTES + 1))
         weight_map = record["weight_map"]
         if not isinstance(weight_map, dict):
             raise TypeError("weight_map is not an object")
     except (ValueError, KeyError, TypeError) as error:
         raise FamilyError(
-            f"index is not a weight map: {error}", where=str(index), fix="download it again"
+            f"index is not a weight map: {str(error)[:160]}",
+            where=str(index),
+            fix="download it again",
         ) from error
     return {str(name): str(file) for name, file in weight_map.items()}

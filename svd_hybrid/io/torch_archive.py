@@ -6,9 +6,8 @@ import zipfile
 from pathlib import Path
 
 from svd_hybrid.errors import FamilyError, UnsafeError
+from svd_hybrid.limits import MOST_MEMBERS
 
-MOST_MEMBERS = 2**17
-"""A member for every stored tensor and a few more."""
 PICKLE = "data.pkl"
 TORCHSCRIPT = "constants.pkl"
 

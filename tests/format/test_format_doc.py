@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from svd_hybrid.artifact import layout, limits
+from svd_hybrid import limits
+from svd_hybrid.artifact import layout
 from svd_hybrid.artifact.parsing import manifest_from_json
 from svd_hybrid.artifact.schema import load_schema, schema_path
 from svd_hybrid.codec import CODECS, StreamCodec, codec_from_json, codec_to_json

@@ -21,7 +21,6 @@ from svd_hybrid.artifact import layout
 from svd_hybrid.artifact.diagnostics import read_diagnostics
 from svd_hybrid.artifact.fingerprint import check_digest, check_names
 from svd_hybrid.artifact.jsonfile import read_json_object
-from svd_hybrid.artifact.limits import MOST_TASKS
 from svd_hybrid.artifact.manifest import Manifest, Rebuilt, TensorRecord
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.writer import ArtifactWriter
@@ -47,6 +46,7 @@ from svd_hybrid.io.model_writer import check_free, protect_inputs
 from svd_hybrid.io.reader import file_bytes
 from svd_hybrid.io.staging import staged_directory
 from svd_hybrid.io.tensors import DTYPE_NAMES, tensor_digest
+from svd_hybrid.limits import MOST_TASKS
 from svd_hybrid.numerics.metrics import ErrorSums
 from svd_hybrid.numerics.threads import one_thread
 from svd_hybrid.reload.digests import Key, as_record, rebuild_digests, recorded_selections

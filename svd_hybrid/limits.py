@@ -1,4 +1,4 @@
-"""How much a reader takes from an artifact before it refuses: every limit, in one place.
+"""How much is taken from a file before it is refused: every limit, in one place.
 
 FORMAT.md §15 and the schemas state the same numbers, which tests compare. What an honest writer
 makes stays far below; they bound the memory and the time of a refusal.
@@ -12,6 +12,12 @@ MOST_JSON_VALUES = 2**20
 """Objects, lists and commas in one of these; a parsed one costs some 100 bytes of memory."""
 MOST_JSON_DEPTH = 64
 """Objects and lists inside one another."""
+
+MOST_CONFIG_BYTES = 256 * 2**10
+"""Of a configuration or a recipe; YAML is read slowly."""
+
+MOST_DIGITS = 400
+"""Of an integer there; float64 ends at 309."""
 
 MOST_TASKS = 4096
 MOST_MERGES = 1024
@@ -32,3 +38,12 @@ UNVOUCHED_BYTES = 64 * 2**20
 """What a part may take decoded when no base vouches for the shapes of the tensors."""
 UNVOUCHED_RATIO = 2**15
 """Or so many bytes for each stored one; no zstd frame holds more."""
+
+MOST_OPCODES = 2**21
+"""Of a pickle that is read as data."""
+MOST_PICKLE_BYTES = 64 * 2**20
+"""Of one that describes a module; its numbers lie outside."""
+MOST_MEMBERS = 2**17
+"""Of a torch archive: one for every stored tensor, and a few more. Of submodules, too."""
+DEEPEST_MODULE = 64
+"""Submodules inside one another."""
