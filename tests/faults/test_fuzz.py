@@ -17,10 +17,10 @@ AUTO = next(pair for pair in PAIRS if pair[0].name == "golden-v1-auto")
 
 def test_no_damage_is_silent_and_verify_names_the_file():
     said: list[str] = []
-    figures = run(170, seed=1, tell=said.append)
+    figures = run(130, seed=1, tell=said.append)
     assert {promise: figures[promise] for promise in PROMISES} == dict.fromkeys(PROMISES, 0), said
     assert figures["files"] == sum(len(files_of(artifact)) for artifact, _ in PAIRS)
-    assert figures["damaged"] > 60
+    assert figures["damaged"] > 50
     assert figures["forged_found_by_deep"] > 0
     assert figures["slowest_s"] < 10
 
