@@ -32,6 +32,7 @@ def load_merged(
     merge: str | None = None,
     weights: Mapping[str, float] | None = None,
     dtype: str | None = None,
+    expect: str | None = None,
 ) -> dict[str, Tensor]:
     """The merged model as a state dict, held in memory as a whole.
 
@@ -41,11 +42,15 @@ def load_merged(
         merge: a stored merge; the default one when nothing is given.
         weights: task → weight for a new weighting instead; every task named.
         dtype: F64, F32, F16 or BF16 for float tensors; None keeps the base's dtypes.
+        expect: `sha256:` and the artifact's id, when only that artifact will do.
 
     Raises:
         SvdhError: its class says what is wrong: selection, base, artifact or path.
     """
-    return dict(iter_tensors(artifact_dir, base, merge=merge, weights=weights, dtype=dtype))
+    chosen = iter_tensors(
+        artifact_dir, base, merge=merge, weights=weights, dtype=dtype, expect=expect
+    )
+    return dict(chosen)
 
 
 def load_task(
@@ -54,9 +59,10 @@ def load_task(
     task: str,
     *,
     dtype: str | None = None,
+    expect: str | None = None,
 ) -> dict[str, Tensor]:
     """One fine-tune as a state dict; arguments as for `load_merged`."""
-    return dict(iter_tensors(artifact_dir, base, task=task, dtype=dtype))
+    return dict(iter_tensors(artifact_dir, base, task=task, dtype=dtype, expect=expect))
 
 
 def iter_tensors(
@@ -67,6 +73,7 @@ def iter_tensors(
     merge: str | None = None,
     weights: Mapping[str, float] | None = None,
     dtype: str | None = None,
+    expect: str | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a task, a weighting or a merge (default), one at a time.
 
@@ -75,7 +82,7 @@ def iter_tensors(
     """
     from svd_hybrid.reload.model import Artifact
 
-    artifact = Artifact.open(artifact_dir)
+    artifact = Artifact.open(artifact_dir, expect=expect)
     yield from artifact.iter_tensors(base, task=task, merge=merge, weights=weights, dtype=dtype)
 
 

@@ -6,6 +6,7 @@ these import nothing of compression.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -16,12 +17,18 @@ from typing import Any, TypeVar
 
 import click
 
-from svd_hybrid.errors import UsageError
+from svd_hybrid.consent import allow_module_pickles
+from svd_hybrid.errors import UsageError, printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
+"""Bytes of file names that are no text, as Python holds them."""
+
+LARGEST_SIZE = 2.0**63
+"""In bytes; more is a slip of the hand."""
 SIZE_UNITS = {
     "": 1,
     "KB": 10**3,
@@ -34,7 +41,15 @@ SIZE_UNITS = {
 
 
 def base_option(command: F) -> F:
-    """--base-model-path, alias --base."""
+    """--base-model-path, alias --base; and --allow-module-pickle, for it and other checkpoints."""
+    command = click.option(
+        "--allow-module-pickle",
+        is_flag=True,
+        expose_value=False,
+        callback=_consent,
+        help="Read the tensors of checkpoints that are whole pickled modules; no class is imported "
+        "and nothing in them is run.",
+    )(command)
     return click.option(
         "--base-model-path",
         "--base",
@@ -45,10 +60,24 @@ def base_option(command: F) -> F:
     )(command)
 
 
+def _consent(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.with_resource(allow_module_pickles())
+
+
 def artifact_option(command: F) -> F:
     """--artifact-dir."""
     return click.option(
         "--artifact-dir", required=True, type=PATH, metavar="DIR", help="The artifact directory."
+    )(command)
+
+
+def expect_option(command: F) -> F:
+    """--expect."""
+    return click.option(
+        "--expect",
+        metavar="sha256:ID",
+        help="Refuse any artifact but that of this id, which svdh verify and inspect print.",
     )(command)
 
 
@@ -74,12 +103,25 @@ def common_options(command: F) -> F:
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Exactly one JSON document on stdout."""
-    print(json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False))
+    print(one_json(document, indent=1))
+
+
+def one_json(document: Mapping[str, Any], indent: int | None = None) -> str:
+    """The document as JSON that any encoding can hold what a file name holds of."""
+    text = json.dumps(document, ensure_ascii=False, indent=indent, allow_nan=False)
+    return _SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def let_any_name_out() -> None:
+    """Let stdout carry file names that are no text: as they are, or escaped if it is no UTF-8."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
 
 
 def note(text: str) -> None:
     """One line for the user, on stderr."""
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {printable(text)}", file=sys.stderr)
 
 
 @contextmanager
@@ -132,7 +174,10 @@ def parse_size(text: str) -> int:
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|B)?\s*", text, re.IGNORECASE)
     unit = (found[2] or "").upper().removesuffix("B") if found else ""
-    count = int(float(found[1]) * SIZE_UNITS[f"{unit}B" if unit else ""]) if found else 0
+    amount = float(found[1]) * SIZE_UNITS[f"{unit}B" if unit else ""] if found else 0.0
+    count = int(amount) if amount < LARGEST_SIZE else 0
     if count < 1:
-        raise UsageError(f"{text!r} is not a size", fix="write 500MB, 5GB or a number of bytes")
+        raise UsageError(
+            f"{text[:80]!r} is not a size", fix="write 500MB, 5GB or a number of bytes"
+        )
     return count

@@ -6,7 +6,14 @@ these: they stay ordinary exceptions with a traceback, exit code 1.
 
 from __future__ import annotations
 
+import json
 from typing import ClassVar
+
+from svd_hybrid import __version__
+
+MOST_CHARACTERS = 480
+"""Of a message, as text or as JSON; longer ones lose the middle of their longest field."""
+ELLIPSIS = " … "
 
 
 class SvdhError(Exception):
@@ -15,10 +22,11 @@ class SvdhError(Exception):
     Args:
         what: one sentence, lower case, no full stop: what is wrong.
         where: the file, tensor, task or option it concerns.
-        fix: what to do about it.
+        fix: what to do about it; left out, what helps against most errors of the class.
     """
 
     exit_code: ClassVar[int] = 1
+    usual_fix: ClassVar[str] = ""
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         super().__init__(what)
@@ -27,22 +35,25 @@ class SvdhError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        lines = [self.what]
-        if self.where:
-            lines.append(f"  where: {self.where}")
-        if self.fix:
-            lines.append(f"  fix:   {self.fix}")
+        facts = self.facts()
+        lines = [facts["error"]]
+        if facts["where"]:
+            lines.append(f"  where: {facts['where']}")
+        if facts["fix"]:
+            lines.append(f"  fix:   {facts['fix']}")
         return "\n".join(lines)
 
     def facts(self) -> dict[str, str]:
-        """What, where and fix, as `--json` shows them."""
-        return {"error": self.what, "where": self.where, "fix": self.fix}
+        """What, where and fix, as `--json` shows them: short, and fit to be put on a terminal."""
+        texts = {"error": self.what, "where": self.where, "fix": self.fix or self.usual_fix}
+        return fitted({key: printable(text) for key, text in texts.items()})
 
 
 class UsageError(SvdhError):
     """A flag, key or value of the call is wrong."""
 
     exit_code = 2
+    usual_fix = "see --help of the command"
 
 
 class ParameterError(UsageError):
@@ -57,24 +68,28 @@ class FamilyError(SvdhError):
     """The checkpoints cannot be read, or disagree with their base."""
 
     exit_code = 3
+    usual_fix = "repair the checkpoint, or copy or download it again"
 
 
 class ArtifactError(SvdhError):
     """The artifact is malformed, damaged or incomplete."""
 
     exit_code = 4
+    usual_fix = "copy or download the artifact again"
 
 
 class BaseMismatchError(SvdhError):
     """The base given is not the one the artifact was made from."""
 
     exit_code = 5
+    usual_fix = "pass the base the artifact was compressed with"
 
 
 class VersionError(SvdhError):
     """The artifact needs a version, codec or feature this reader does not have."""
 
     exit_code = 6
+    usual_fix = f"read it with an svdh newer than {__version__}: pip install --upgrade svd-hybrid"
 
 
 class LockedError(SvdhError):
@@ -87,12 +102,41 @@ class StorageError(SvdhError):
     """A path is missing, not writable, in the way, or the disk is full."""
 
     exit_code = 8
+    usual_fix = "check the path and its permissions"
 
 
 class UnsafeError(SvdhError):
     """The input asks for something a reader must not do (code in a pickle, a path outside)."""
 
     exit_code = 9
+    usual_fix = "do not use this file; ask whoever made it for one that holds data alone"
+
+
+def printable(text: str) -> str:
+    r"""The text with every character that a terminal could obey written as an escape.
+
+    >>> printable("a\x1b[31m\u202eb")
+    'a\\x1b[31m\\u202eb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def fitted(texts: dict[str, str]) -> dict[str, str]:
+    """The texts, the longest cut in their middle until the whole fits into one message."""
+    texts = {key: _cut(text, MOST_CHARACTERS) for key, text in texts.items()}
+    while len(json.dumps(texts, ensure_ascii=False)) > MOST_CHARACTERS:
+        longest = max(texts, key=lambda key: len(texts[key]))
+        texts[longest] = _cut(texts[longest], len(texts[longest]) * 7 // 8)
+    return texts
+
+
+def _cut(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    kept = (most - len(ELLIPSIS)) // 2
+    return text[:kept] + ELLIPSIS + text[len(text) - kept :]
 
 
 def shorten(names: list[str], most: int = 5) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import click
 
-from svd_hybrid.errors import StorageError, SvdhError
+from svd_hybrid.console import let_any_name_out, note, one_json
+from svd_hybrid.errors import SvdhError
 from svd_hybrid.signals import WORDS, StoppedError, Stopper, clean_up
+from svd_hybrid.system_errors import as_storage_error
 
 OUR_BUG = 1
 USAGE = 2
@@ -28,6 +29,7 @@ def run_guarded(body: Callable[[], object], argv: list[str]) -> int:
         argv: its arguments; `--json` makes errors one JSON object, `--debug` adds tracebacks.
     """
     as_json, debug = "--json" in argv, "--debug" in argv
+    let_any_name_out()
 
     def at_the_limit(code: int) -> None:
         os.write(2, (_text(_stopped(code), code, as_json) + "\n").encode())
@@ -68,11 +70,10 @@ def _guarded(body: Callable[[], object], as_json: bool, debug: bool) -> int:
         return 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except OSError as error:
-        what = f"the system refuses: {error.strerror or error}"
-        refused = StorageError(what, where=str(error.filename or "stdout"))
-        return _report(refused, refused.exit_code, as_json, debug)
     except Exception as error:  # the last line of defence: our own mistakes
+        refused = as_storage_error(error)
+        if refused is not None:
+            return _report(refused, refused.exit_code, as_json, debug)
         what = f"internal error: {type(error).__name__}: {error}"[:400]
         bug = SvdhError(what, fix="report it with the output of --debug")
         return _report(bug, OUR_BUG, as_json, debug)
@@ -104,11 +105,15 @@ def _report(error: SvdhError, code: int, as_json: bool, debug: bool = False) -> 
     with contextlib.suppress(OSError):  # nobody reads stderr any more
         if debug:
             traceback.print_exc()
-        print(_text(error, code, as_json), file=sys.stderr)
+        notes = getattr(error, "__notes__", [])
+        if not as_json:
+            for line in notes:
+                note(line)
+        print(_text(error, code, as_json, notes), file=sys.stderr)
     return code
 
 
-def _text(error: SvdhError, code: int, as_json: bool) -> str:
-    if as_json:
-        return json.dumps({**error.facts(), "code": code}, ensure_ascii=False)
-    return f"error: {error}"
+def _text(error: SvdhError, code: int, as_json: bool, notes: Sequence[str] = ()) -> str:
+    if not as_json:
+        return f"error: {error}"
+    return one_json({**error.facts(), "code": code, **({"notes": list(notes)} if notes else {})})

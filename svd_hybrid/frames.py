@@ -10,6 +10,10 @@ MAGIC = b"\x28\xb5\x2f\xfd"
 """What every frame begins with; left out where the format says so."""
 
 
+MOST_RATIO = 2**15
+"""A block of at most 2**17 bytes takes at least four."""
+
+
 def compress(data: bytes, level: int, *, with_size: bool = True) -> bytes:
     """One frame without checksum: digests cover what is stored.
 
@@ -29,6 +33,8 @@ def decompress_exactly(frame: bytes, size: int) -> bytes:
     Raises:
         ArtifactError: the frame is damaged, holds another number of bytes, or is followed by more.
     """
+    if size > MOST_RATIO * len(frame):
+        raise ArtifactError(f"{len(frame)} compressed bytes cannot hold {size} bytes")
     stated = _stated_size(frame)
     if stated not in (None, size):
         raise ArtifactError(f"compressed data states {stated} bytes, the format asks for {size}")
@@ -45,7 +51,7 @@ def decompress_stated(frame: bytes, most: int) -> bytes:
         ArtifactError: the frame is damaged or followed by more, says nothing, or more than `most`.
     """
     stated = _stated_size(frame)
-    if stated is None or stated > most:
+    if stated is None or stated > min(most, MOST_RATIO * len(frame)):
         raise ArtifactError(f"compressed data must state a size of at most {most} bytes")
     return _decompress(frame, stated)
 

@@ -10,17 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "svd_hybrid"
 LAYERS = [
-    {
-        "errors",
-        "registry",
-        "patterns",
-        "_callable",
-        "_lazy",
-        "faults",
-        "signals",
-        "console",
-        "frames",
-    },
+    {"errors", "registry", "patterns", "_callable", "_lazy", "console", "frames"}
+    | {"faults", "signals", "system_errors", "consent", "limits", "strict_json"},
     {"numerics"},
     {"codec"},
     {"delta"},

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from svd_hybrid.artifact.layout import SHARD_PATTERN, shard_folder
 from svd_hybrid.artifact.merges import Merge, StoredMerge
+from svd_hybrid.artifact.shapes import check_shapes
 from svd_hybrid.delta.expr import parts_of, weights_of
 from svd_hybrid.delta.serial import expr_from_json
-from svd_hybrid.errors import ArtifactError
+from svd_hybrid.errors import ArtifactError, shorten
+from svd_hybrid.limits import MOST_EXPRESSION_NODES
 
 if TYPE_CHECKING:
     from svd_hybrid.artifact.manifest import Manifest, Span, TensorRecord
@@ -73,6 +76,10 @@ def _check_parts(tensor: TensorRecord, manifest: Manifest) -> None:
             f"tensor {tensor.name!r}, part {name!r}: codec {part.codec} is not listed",
         )
         _require(
+            part.rows * part.columns <= len(manifest.tasks) * max(1, math.prod(tensor.shape)),
+            f"tensor {tensor.name!r}, part {name!r}: larger than the tensor in every task",
+        )
+        _require(
             part.held(len(manifest.tasks)) <= (len(manifest.tasks) if part.stacked else 1)
             and (part.slices is None or (part.stacked and part.spans is None)),
             f"tensor {tensor.name!r}, part {name!r}: slices of tasks that are not there",
@@ -103,14 +110,33 @@ def _check_expressions(tensor: TensorRecord, manifest: Manifest) -> None:
             f"tensor {tensor.name!r} has expressions of merge {name!r}, "
             "which the manifest describes otherwise",
         )
+    rows, columns = tensor.matrix_shape
     for expression in tensor.expressions:
-        expr = expr_from_json(expression)
-        unknown = set(parts_of(expr)) - set(tensor.parts)
-        _require(not unknown, f"tensor {tensor.name!r}: no parts {sorted(unknown)}")
-        _require(
-            all(len(weights) == len(manifest.tasks) for weights in weights_of(expr)),
-            f"tensor {tensor.name!r}: an expression weighs another number of tasks",
-        )
+        try:
+            _require(
+                _operations(expression) <= MOST_EXPRESSION_NODES,
+                f"an expression has more than {MOST_EXPRESSION_NODES} operations",
+            )
+            expr = expr_from_json(expression)
+            unknown = set(parts_of(expr)) - set(tensor.parts)
+            _require(not unknown, f"no part {shorten(sorted(unknown))}")
+            _require(
+                all(len(weights) == len(manifest.tasks) for weights in weights_of(expr)),
+                "an expression weighs another number of tasks",
+            )
+            check_shapes(expr, tensor.parts, (rows, columns), rows)
+        except ArtifactError as error:
+            error.what = f"tensor {tensor.name!r}: {error.what}"
+            raise
+
+
+def _operations(expression: Any) -> int:
+    """Operations of an expression that may be anything JSON holds."""
+    if isinstance(expression, list):
+        return sum(map(_operations, expression))
+    if not isinstance(expression, dict):
+        return 0
+    return 1 + sum(map(_operations, expression.values()))
 
 
 def _check_kind(

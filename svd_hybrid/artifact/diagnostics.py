@@ -14,11 +14,12 @@ from typing import Any
 
 from svd_hybrid.artifact import layout
 from svd_hybrid.artifact.files import read_manifest
-from svd_hybrid.artifact.jsonfile import canonical_json, parse_json
+from svd_hybrid.artifact.jsonfile import canonical_json, parse_json, read_json, read_limited
 from svd_hybrid.artifact.manifest import Manifest, TensorRecord
 from svd_hybrid.artifact.schema import validate
 from svd_hybrid.errors import ArtifactError
 from svd_hybrid.frames import compress, decompress_stated
+from svd_hybrid.limits import MOST_JSON_BYTES
 
 ENERGY_DIGITS = 7  # one number a tensor, which people compare with their own
 VERSION = 1
@@ -44,12 +45,12 @@ def read_diagnostics(folder: Path, manifest: Manifest | None = None) -> dict[str
     path, table = folder / layout.DIAGNOSTICS, folder / layout.DIAGNOSTICS_TENSORS
     if not path.is_file():
         return {}
-    record: dict[str, Any] = parse_json(path.read_bytes(), str(path))
+    record: dict[str, Any] = read_json(path, "diagnostics")
     validate(record, "diagnostics-v1", str(path))
     if table.is_file() and "per_parameter" not in record:
         manifest = manifest or read_manifest(folder)
         try:
-            data = decompress_stated(table.read_bytes(), layout.MOST_INDEX_BYTES)
+            data = decompress_stated(read_limited(table, "table"), MOST_JSON_BYTES)
             packed = parse_json(data, str(table))
             validate(packed, "diagnostics-tensors-v1", str(table))
             record["per_parameter"] = unpack(packed, manifest.tensors, manifest.tasks)

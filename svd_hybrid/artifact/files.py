@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from svd_hybrid.artifact import layout
-from svd_hybrid.artifact.jsonfile import canonical_json, parse_json
-from svd_hybrid.artifact.manifest import FileRecord, Manifest, check_path, manifest_from_json
+from svd_hybrid.artifact.jsonfile import canonical_json, parse_json, read_limited
+from svd_hybrid.artifact.manifest import Manifest
+from svd_hybrid.artifact.parsing import check_path, manifest_from_json
+from svd_hybrid.artifact.pin import check_pin
+from svd_hybrid.artifact.records import FileRecord
 from svd_hybrid.errors import ArtifactError, StorageError
 from svd_hybrid.frames import decompress_stated
+from svd_hybrid.limits import MOST_JSON_BYTES
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, expect: str | None = None) -> Manifest:
     """The manifest of an artifact directory.
+
+    Args:
+        folder: the directory.
+        expect: the artifact's id (see `artifact.pin`), when it is known; nothing of another one is
+            even parsed.
 
     Raises:
         StorageError: there is no such directory, or it may not be read.
-        ArtifactError: it has no manifest, or a malformed one.
+        ArtifactError: it has no manifest, a malformed one, or one of another id.
         VersionError: its format version is not readable here.
         UnsafeError: it names a path the format does not know.
+        UsageError: `expect` is no id.
     """
     path = folder / layout.MANIFEST
     if not folder.is_dir():
-        fault = "is not a directory" if folder.exists() else "does not exist"
+        fault = "is not a directory" if os.path.lexists(folder) else "does not exist"
         raise StorageError(
             f"artifact {fault}",
             where=str(folder),
@@ -35,50 +45,41 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise ArtifactError(
             "directory has no manifest.json, so it is no svdh artifact",
-            where=str(folder),
+            where=str(path),
             fix="pass the directory that svdh compress wrote; for one in the original .pt layout "
             "run svdh convert first",
         )
-    if path.stat().st_size > layout.MOST_MANIFEST_BYTES:
-        raise ArtifactError(
-            f"manifest is larger than {layout.MOST_MANIFEST_BYTES} bytes", where=str(path)
-        )
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise StorageError("manifest may not be read", where=str(path)) from error
+    data = read_limited(path, "manifest")
+    if expect is not None:
+        check_pin(expect, data, folder)
     manifest = manifest_from_json(
         parse_json(data, str(path)), str(path), lambda record: _read_index(folder, record)
     )
-    try:
-        canonical = manifest.to_bytes() == data
-    except ValueError:  # a number or a character that no canonical form has: 1e999, half a pair
-        canonical = False
-    if not canonical:
+    if not _is_spelled(data, manifest.to_bytes):
         raise ArtifactError("manifest is not in canonical form", where=str(path))
     return manifest
 
 
+def _is_spelled(data: bytes, spell: Callable[[], bytes]) -> bool:
+    """Whether the bytes are the canonical ones of their value."""
+    try:
+        return spell() == data
+    except (ValueError, RecursionError):  # what has no canonical form: 1e999, half a character
+        return False
+
+
 def _read_index(folder: Path, record: FileRecord) -> Any:
     """The parsed index, once it is the one the manifest lists, in canonical form."""
-    if record.bytes > layout.MOST_MANIFEST_BYTES:
-        raise ArtifactError(
-            f"index is larger than {layout.MOST_MANIFEST_BYTES} bytes", where=str(folder)
-        )
+    if record.bytes > MOST_JSON_BYTES:
+        raise ArtifactError(f"index is larger than {MOST_JSON_BYTES} bytes", where=str(folder))
     path = check_file(folder, record)
     try:
-        data = decompress_stated(path.read_bytes(), layout.MOST_INDEX_BYTES)
-    except OSError as error:
-        raise StorageError("index may not be read", where=str(path)) from error
+        data = decompress_stated(read_limited(path, "index"), MOST_JSON_BYTES)
     except ArtifactError as error:
         error.where = str(path)
         raise
     content = parse_json(data, str(path))
-    try:
-        canonical = canonical_json(content) == data
-    except ValueError:
-        canonical = False
-    if not canonical:
+    if not _is_spelled(data, lambda: canonical_json(content)):
         raise ArtifactError("index is not in canonical form", where=str(path))
     return content
 
@@ -99,6 +100,7 @@ def check_file(folder: Path, record: FileRecord) -> Path:
     Raises:
         ArtifactError: missing, of another size, or of other content.
         UnsafeError: the path is not one the format knows.
+        StorageError: it may not be read.
     """
     path = resolve(folder, record)
     fix = "copy the artifact again; svdh verify lists every damaged file"
@@ -109,8 +111,11 @@ def check_file(folder: Path, record: FileRecord) -> Path:
         raise ArtifactError(
             f"file has {size} bytes, the manifest says {record.bytes}", where=str(path), fix=fix
         )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StorageError(f"file cannot be read: {error.strerror}", where=str(path)) from error
     if digest != record.sha256:
         raise ArtifactError(
             f"file content is not what was written (sha256 {digest[:12]}…, "
@@ -127,11 +132,18 @@ def directory_bytes(folder: Path) -> int:
 
 
 def foreign_files(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Relative paths of files in the directory that the manifest does not list."""
+    """Relative paths of what is in the directory and not in the manifest: files, links, folders."""
     listed = {record.path for record in manifest.files} | {layout.MANIFEST}
-    for path in _files_below(folder):
-        relative = path.relative_to(folder).as_posix()
-        if relative not in listed:
+    holding = {path.split("/")[0] for path in listed if "/" in path}
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        for name in sorted((*files, *links)):
+            relative = (Path(parent) / name).relative_to(folder).as_posix()
+            if relative not in listed and relative not in holding:
+                yield relative
+        relative = Path(parent).relative_to(folder).as_posix()
+        if not folders and not files and relative not in (".", *holding):
             yield relative
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from svd_hybrid.errors import ArtifactError, StorageError, SvdhError
+from svd_hybrid.limits import MOST_JSON_BYTES
+from svd_hybrid.strict_json import parse_strictly
 
 
 def canonical_json(value: Any) -> bytes:
@@ -24,15 +26,45 @@ def readable_json(value: Any) -> bytes:
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """The value, refusing duplicate keys, NaN and infinity.
+    """The value, refusing duplicate keys, NaN and infinity, and more than the limits.
 
     Raises:
         ArtifactError: it is not such JSON, or not UTF-8.
     """
     try:
-        return json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        return parse_strictly(data)
+    except ValueError as error:
         raise ArtifactError(f"not valid JSON: {str(error)[:160]}", where=where) from error
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The value of a file.
+
+    Args:
+        path: the file; its size is looked at before it is read.
+        what: what it is, for errors: `manifest`.
+
+    Raises:
+        StorageError: the file may not be read.
+        ArtifactError: it is too large, or no JSON.
+    """
+    return parse_json(read_limited(path, what), str(path))
+
+
+def read_limited(path: Path, what: str) -> bytes:
+    """The bytes of a JSON file that is not too large.
+
+    Raises:
+        StorageError, ArtifactError: as `read_json`.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_JSON_BYTES + 1)
+    except OSError as error:
+        raise StorageError(f"{what} cannot be read: {error.strerror}", where=str(path)) from error
+    if len(data) > MOST_JSON_BYTES:
+        raise ArtifactError(f"{what} is larger than {MOST_JSON_BYTES} bytes", where=str(path))
+    return data
 
 
 def read_json_object(path: Path, what: str, fault: type[SvdhError]) -> dict[str, Any]:
@@ -47,22 +79,10 @@ def read_json_object(path: Path, what: str, fault: type[SvdhError]) -> dict[str,
         StorageError: the file cannot be read.
     """
     try:
-        record = parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise StorageError(f"{what} cannot be read: {error.strerror}", where=str(path)) from error
+        record = read_json(path, what)
     except ArtifactError as error:
-        raise fault(f"{what} is {error.what}", where=str(path)) from error
+        said = error.what if error.what.startswith(what) else f"{what} is {error.what}"
+        raise fault(said, where=str(path)) from error
     if not isinstance(record, dict):
         raise fault(f"{what} holds {type(record).__name__}, not an object", where=str(path))
     return record
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        raise ValueError("a key appears twice in one object")
-    return record
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number JSON knows")

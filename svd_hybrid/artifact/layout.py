@@ -1,4 +1,4 @@
-"""File names, versions and limits of the artifact directory, in one place."""
+"""File names and versions of the artifact directory, in one place."""
 
 from __future__ import annotations
 
@@ -29,11 +29,7 @@ STREAMS = "streams"
 SHARD_BYTES = 32 * 2**20
 """A shard is closed once it holds this much; bounds what the writer keeps in memory."""
 
-MOST_MANIFEST_BYTES = 256 * 2**20
-MOST_INDEX_BYTES = 256 * 2**20
-"""Of the index, once it is decompressed."""
 INDEX_LEVEL = 19
-MOST_TASKS = 4096
 
 
 def is_known(path: str) -> bool:

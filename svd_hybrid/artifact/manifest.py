@@ -1,4 +1,4 @@
-"""manifest.json and its index: what the artifact is. Frozen records ⇄ canonical JSON.
+"""manifest.json and its index: what the artifact is, and its one spelling.
 
 A manifest holds nothing that changes between equal runs: no time, host, path or thread count.
 """
@@ -7,227 +7,36 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from svd_hybrid.artifact import layout
-from svd_hybrid.artifact.consistency import check_consistent
 from svd_hybrid.artifact.jsonfile import canonical_json
-from svd_hybrid.artifact.merges import Merge, StoredMerge, merge_from_json
-from svd_hybrid.artifact.schema import validate
-from svd_hybrid.errors import ArtifactError, UnknownNameError, UnsafeError, UsageError, VersionError
+from svd_hybrid.artifact.merges import Merge, StoredMerge
+from svd_hybrid.artifact.records import (
+    Cursor,
+    FileRecord,
+    PartRecord,
+    Rebuilt,
+    Span,
+    TensorRecord,
+    next_span,
+)
+from svd_hybrid.errors import UnknownNameError, UsageError
 from svd_hybrid.registry import did_you_mean
 
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Where the string of one slice lies.
-
-    Args:
-        file: index into the manifest's files; 0 for an empty string, which lies nowhere.
-        offset: of its first byte in the array `streams` of that shard; 0 for an empty string.
-        length: in bytes; 0 stands for a slice of zeros.
-    """
-
-    file: int
-    offset: int
-    length: int
-
-
-Cursor: TypeAlias = dict[tuple[int, int | None], int]
-"""Bytes of `streams` counted so far, by file and task (None: strings of shared parts)."""
-
-
-@dataclass(frozen=True, slots=True)
-class PartRecord:
-    """How one part of one tensor is stored.
-
-    Args:
-        codec: index into the manifest's codecs.
-        rows: rows of the part (of one slice, when stacked).
-        columns: columns; >= 1.
-        stacked: whether it has one slice per task, in task order.
-        slices: of a stacked part in arrays that has fewer than there are tasks; else None. The
-            tasks without a slice have zeros.
-        spans: of a part in strings: one for every slice; else None.
-    """
-
-    codec: int
-    rows: int
-    columns: int
-    stacked: bool
-    slices: int | None = None
-    spans: tuple[Span, ...] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest record; offsets follow from the lengths."""
-        record: dict[str, Any] = {
-            "codec": self.codec,
-            "rows": self.rows,
-            "columns": self.columns,
-            "stacked": self.stacked,
-        }
-        if self.slices is not None:
-            record["slices"] = self.slices
-        if self.spans is not None:
-            record["shards"] = [span.file for span in self.spans]
-            record["lengths"] = [span.length for span in self.spans]
-        return record
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any], cursor: Cursor) -> PartRecord:
-        """The record of validated JSON.
-
-        Args:
-            record: the JSON.
-            cursor: how far the parts before it reach; moved on.
-
-        Raises:
-            ArtifactError: it does not say of every slice in which shard it lies.
-        """
-        spans = None
-        if "lengths" in record:
-            try:
-                pairs = list(zip(record["shards"], record["lengths"], strict=True))
-            except ValueError as error:
-                raise ArtifactError("a part names more shards than lengths, or fewer") from error
-            spans = tuple(
-                next_span(cursor, file, index if record["stacked"] else None, length)
-                for index, (file, length) in enumerate(pairs)
-            )
-        return cls(
-            record["codec"],
-            record["rows"],
-            record["columns"],
-            record["stacked"],
-            record.get("slices"),
-            spans,
-        )
-
-    def held(self, tasks: int) -> int:
-        """How many slices are stored, in an artifact of that many tasks."""
-        if self.spans is not None:
-            return len(self.spans)
-        return (self.slices or tasks) if self.stacked else 1
-
-
-def next_span(cursor: Cursor, file: int, task: int | None, length: int) -> Span:
-    """The span of the next string of a task, or of the shared parts, in a shard."""
-    if not length:
-        return Span(file, 0, 0)
-    offset = cursor.get((file, task), 0)
-    cursor[file, task] = offset + length
-    return Span(file, offset, length)
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRecord:
-    """One tensor of the base, and what is stored beside it.
-
-    Args:
-        name, dtype, shape: as in the base.
-        sha256: `tensor_digest` of the base tensor.
-        parts: stored parts by name; empty when no task changed the tensor.
-        task: expression (JSON) of a task's delta; None when it is zero for every task.
-        blend: expression of the delta a linear merge sums, where it differs from `task`
-            (a shrunk noise region); else None.
-        merges: merge name → `MergedTensor` JSON: `merged`, and `task` where single tasks come back
-            from it; a stored merge that is not named here leaves the tensor as it is.
-        buffer: a running statistic: merged with weights that sum to 1, never scaled.
-        alias: name of an earlier tensor with the same content in base and tasks, stored once.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    sha256: str
-    parts: Mapping[str, PartRecord]
-    task: Mapping[str, Any] | None = None
-    blend: Mapping[str, Any] | None = None
-    merges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    buffer: bool = False
-    alias: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest record; fields at their default are left out."""
-        record: dict[str, Any] = {
-            "name": self.name,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-            "sha256": self.sha256,
-        }
-        if self.parts:
-            record["parts"] = {name: part.to_json() for name, part in self.parts.items()}
-        for key in ("task", "blend", "alias"):
-            if getattr(self, key) is not None:
-                record[key] = getattr(self, key)
-        if self.merges:
-            record["merges"] = {name: dict(entry) for name, entry in self.merges.items()}
-        if self.buffer:
-            record["buffer"] = True
-        return record
-
-    @property
-    def expressions(self) -> list[Mapping[str, Any]]:
-        """Every expression (JSON) over its parts."""
-        own = [expr for expr in (self.task, self.blend) if expr is not None]
-        return own + [expr for entry in self.merges.values() for expr in entry.values()]
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any], cursor: Cursor) -> TensorRecord:
-        """The record of validated JSON, once the tensors before it moved the cursor.
-
-        Raises:
-            ArtifactError: a part does not say where all its slices lie.
-        """
-        stored = sorted(record.get("parts", {}).items())
-        parts = {name: PartRecord.from_json(part, cursor) for name, part in stored}
-        return cls(
-            name=record["name"],
-            dtype=record["dtype"],
-            shape=tuple(record["shape"]),
-            sha256=record["sha256"],
-            parts=parts,
-            task=record.get("task"),
-            blend=record.get("blend"),
-            merges=record.get("merges", {}),
-            buffer=record.get("buffer", False),
-            alias=record.get("alias"),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class FileRecord:
-    """One file of the directory other than the manifest."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest record."""
-        return {"path": self.path, "bytes": self.bytes, "sha256": self.sha256}
-
-
-@dataclass(frozen=True, slots=True)
-class Rebuilt:
-    """What the writer rebuilt from what it had written, with the base.
-
-    Args:
-        tasks: task → SHA-256 (hex) of the `tensor_digest`s of all its tensors, one after the other
-            by ascending name, in the dtypes a reader gives by default. Tasks that do not come back,
-            or not in the dtype of the base, are left out.
-        merges: the same of stored merges.
-    """
-
-    tasks: Mapping[str, str]
-    merges: Mapping[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest record."""
-        record = {"tasks": dict(self.tasks), "merges": dict(self.merges)}
-        return {kind: digests for kind, digests in record.items() if digests}
+__all__ = [
+    "Cursor",
+    "FileRecord",
+    "Manifest",
+    "PartRecord",
+    "Rebuilt",
+    "Span",
+    "TensorRecord",
+    "next_span",
+    "sealed",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,115 +177,3 @@ def _index(name: str, names: tuple[str, ...] | list[str], kind: str) -> int:
             f"the artifact has no {kind} {name!r}", fix=did_you_mean(name, names)
         )
     return list(names).index(name)
-
-
-def manifest_from_json(
-    record: Any, where: str, read_index: Callable[[FileRecord], Any] | None = None
-) -> Manifest:
-    """The manifest of a parsed manifest.json.
-
-    Args:
-        record: the parsed JSON.
-        where: its file, for errors.
-        read_index: the parsed JSON of the index; needed where the manifest has no tensors.
-
-    Raises:
-        VersionError: written in a format version outside this reader's range.
-        ArtifactError: it breaks the schema, or contradicts itself.
-        UnsafeError: it names a path the format does not know.
-    """
-    if not isinstance(record, dict) or record.get("format") != layout.FORMAT:
-        raise ArtifactError("this is not an svdh manifest", where=where)
-    version = record.get("format_version")
-    if not isinstance(version, int) or not (
-        layout.OLDEST_READABLE <= version <= layout.NEWEST_READABLE
-    ):
-        raise VersionError(
-            f"artifact has format version {version!r}; this svdh reads "
-            f"{layout.OLDEST_READABLE} to {layout.NEWEST_READABLE}",
-            where=where,
-            fix="install the svdh release that writes that version",
-        )
-    validate(record, "manifest-v1", where)
-    _check_seal(record, where)
-    files = tuple(FileRecord(**file) for file in record["files"])
-    for file in files:
-        check_path(file, where)
-    index = next((file for file in files if file.path == layout.INDEX), None)
-    if (index is None) != ("tensors" in record):
-        raise ArtifactError("tensors are neither in the manifest nor in an index", where=where)
-    if index is not None:
-        record = dict(record) | _content_of(index, record, read_index, where)
-    merges = {name: merge_from_json(merge) for name, merge in record["merges"].items()}
-    manifest = Manifest(
-        profile=record["profile"],
-        tasks=tuple(record["tasks"]),
-        merges=merges,
-        default_merge=record["default_merge"],
-        codecs=tuple(record["codecs"]),
-        tensors=_tensors(record["tensors"], where),
-        files=files,
-        holds_tasks=record.get("holds_tasks", True),
-        indexed=index is not None,
-        rebuilt=_rebuilt(record.get("rebuilt")),
-    )
-    check_consistent(manifest, where)
-    return manifest
-
-
-def check_path(file: FileRecord, where: str) -> None:
-    """Refuse a file that no artifact holds.
-
-    Raises:
-        UnsafeError: the format knows no such path.
-    """
-    if not layout.is_known(file.path):
-        raise UnsafeError(
-            f"manifest names a path the format does not know: {file.path!r}", where=where
-        )
-
-
-def _content_of(
-    index: FileRecord,
-    record: Mapping[str, Any],
-    read_index: Callable[[FileRecord], Any] | None,
-    where: str,
-) -> dict[str, Any]:
-    """The fields that the index holds, once they conform to the schema."""
-    if read_index is None:
-        raise ArtifactError("the index of the manifest is not at hand", where=where)
-    content = read_index(index)
-    known = isinstance(content, dict) and {"tensors"} <= set(content) <= {"tensors", "rebuilt"}
-    if not known or "rebuilt" in record:
-        raise ArtifactError("index holds something else than tensors and digests", where=where)
-    validate(dict(record) | content, "manifest-v1", where)
-    return dict(content)
-
-
-def _rebuilt(record: Mapping[str, Any] | None) -> Rebuilt | None:
-    if record is None:
-        return None
-    return Rebuilt(record.get("tasks", {}), record.get("merges", {}))
-
-
-def _tensors(records: Any, where: str) -> tuple[TensorRecord, ...]:
-    cursor: Cursor = {}
-    try:
-        return tuple(TensorRecord.from_json(tensor, cursor) for tensor in records)
-    except ArtifactError as error:
-        error.where = error.where or where
-        raise
-
-
-def _check_seal(record: Mapping[str, Any], where: str) -> None:
-    """Refuse a manifest of which a bit has changed since it was written."""
-    try:
-        intact = sealed(record)["checksum"] == record["checksum"]
-    except ValueError:  # text that is no Unicode
-        intact = False
-    if not intact:
-        raise ArtifactError(
-            "manifest content is not what was written: its checksum differs",
-            where=where,
-            fix="copy the artifact again",
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,15 @@ from torch import Tensor
 
 from svd_hybrid.artifact.files import check_file, read_manifest
 from svd_hybrid.artifact.layout import STREAMS, array_name
-from svd_hybrid.artifact.manifest import FileRecord, Manifest, PartRecord, Span, TensorRecord
+from svd_hybrid.artifact.manifest import Manifest
+from svd_hybrid.artifact.records import FileRecord, PartRecord, Span, TensorRecord
 from svd_hybrid.artifact.shards import ArrayInfo, array_shards, read_header
 from svd_hybrid.artifact.stable import Identity, identity, read_stable, refuse_replaced
 from svd_hybrid.artifact.writer import EncodedPart
 from svd_hybrid.codec import AnyCodec, StreamCodec, codec_from_json
 from svd_hybrid.codec.streams import decode_slice
 from svd_hybrid.errors import ArtifactError
+from svd_hybrid.limits import UNVOUCHED_BYTES, UNVOUCHED_RATIO
 
 
 class ArtifactReader:
@@ -45,18 +48,26 @@ class ArtifactReader:
         self._last: ArtifactParts | None = None
         self.keeps_shared = False
         """Whether decoded shared parts are kept from one selection of a tensor to the next."""
+        self.vouched = False
+        """Whether a base has the shapes that the manifest gives to its tensors."""
         for tensor in manifest.tensors:
             for name, part in tensor.parts.items():
                 self._check_kind(tensor, name, part)
 
     @classmethod
-    def open(cls, folder: Path) -> ArtifactReader:
+    def open(cls, folder: Path, expect: str | None = None) -> ArtifactReader:
         """Read the manifest; each shard is opened, and its digest checked, on first use.
+
+        Args:
+            folder: the directory.
+            expect: its id, when only that artifact will do.
 
         Raises:
             StorageError, ArtifactError, VersionError, UnsafeError: as the manifest deserves.
         """
-        return read_stable(folder, lambda: cls(folder, read_manifest(folder), identity(folder)))
+        return read_stable(
+            folder, lambda: cls(folder, read_manifest(folder, expect), identity(folder))
+        )
 
     def owner(self, record: TensorRecord) -> TensorRecord:
         """The record that holds a tensor's parts: its own, or its target's for an alias."""
@@ -197,6 +208,15 @@ def _streams_of(path: Path) -> ArrayInfo:
     return info
 
 
+def _check_claim(decoded: int, stored: int) -> None:
+    """Refuse to make a lot out of a little because a manifest says so."""
+    if decoded > max(UNVOUCHED_BYTES, UNVOUCHED_RATIO * stored):
+        raise ArtifactError(
+            f"{stored} stored bytes claim to be {decoded} decoded ones",
+            fix="pass the base, which can vouch for the size of its tensors",
+        )
+
+
 class ArtifactParts:
     """The parts of one tensor (a delta.evaluate.PartSource)."""
 
@@ -263,7 +283,10 @@ class ArtifactParts:
         try:
             if isinstance(codec, StreamCodec):
                 assert record.spans is not None  # as __init__ of the reader has checked
-                return decode_slice(codec, self.reader.string(record.spans[task or 0]), shape)
+                span = record.spans[task or 0]
+                if not self.reader.vouched:
+                    _check_claim(math.prod(shape) * codec.dtype.itemsize, span.length)
+                return decode_slice(codec, self.reader.string(span), shape)
             names = codec.layout((1, *shape))
             arrays = {n: self.reader.array(array_name(self.ordinal, part, n), task) for n in names}
             return codec.decode(arrays, (1, *shape))[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def validate(value: Any, name: str, where: str) -> None:
     import jsonschema
 
     validator = _validator_class()(load_schema(name))
-    problem = jsonschema.exceptions.best_match(validator.iter_errors(value))
+    first = islice(validator.iter_errors(value), 1)  # to look for more may take long
+    problem = jsonschema.exceptions.best_match(first)
     if problem is not None:
         raise ArtifactError(f"{problem.json_path}: {problem.message[:240]}", where=where)

@@ -12,10 +12,10 @@ from svd_hybrid.artifact.jsonfile import parse_json
 from svd_hybrid.artifact.layout import SHARD_PATTERN, STREAMS
 from svd_hybrid.artifact.manifest import FileRecord, Manifest
 from svd_hybrid.errors import ArtifactError
+from svd_hybrid.limits import MOST_JSON_BYTES
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
 ITEM_BYTES |= {"U8": 1, "BOOL": 1}
-MOST_HEADER_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def read_header(path: Path) -> dict[str, ArrayInfo]:
     with path.open("rb") as file:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > min(MOST_HEADER_BYTES, path.stat().st_size):
+        if len(prefix) < 8 or length > min(MOST_JSON_BYTES, path.stat().st_size):
             raise ArtifactError("shard is no safetensors file: no header", where=str(path))
         header = parse_json(file.read(length), str(path))
     start = 8 + length

@@ -33,6 +33,23 @@ class VerifyReport:
     slices: int = 0
     rebuilt: int = 0
 
+    def fault(self) -> SvdhError | None:
+        """All problems as one error, of their class if they have one in common; None without any.
+
+        What is wrong with the artifact itself counts before a base that is not its own.
+        """
+        if len(self.problems) < 2:
+            return self.problems[0] if self.problems else None
+        own = [p for p in self.problems if not isinstance(p, BaseMismatchError)] or self.problems
+        kinds = {type(problem) for problem in own}
+        kind = kinds.pop() if len(kinds) == 1 else ArtifactError
+        first = own[0]
+        return kind(
+            f"{len(self.problems)} problems, the first: {first.what}",
+            where=first.where,
+            fix=first.fix or kind.usual_fix,
+        )
+
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
         return {
@@ -46,13 +63,18 @@ class VerifyReport:
         }
 
 
-def verify(folder: Path, base: Path | None = None) -> VerifyReport:
+def verify(folder: Path, base: Path | None = None, expect: str | None = None) -> VerifyReport:
     """Compare an artifact with its manifest and, when given, the base with its fingerprint.
+
+    Args:
+        folder: the artifact.
+        base: its base.
+        expect: the artifact's id, when only that artifact will do.
 
     Raises:
         StorageError, ArtifactError, VersionError: there is no manifest to verify against.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, expect)
     report = VerifyReport(manifest.artifact_id, len(manifest.files))
     strings = string_bytes(manifest)
     for record in manifest.files:

@@ -92,7 +92,7 @@ def _merge_facts(manifest: Manifest, merge: Merge) -> dict[str, Any]:
 
 def _print_facts(facts: dict[str, Any]) -> None:
     print_table(
-        f"artifact {facts['artifact_id'][:16]}…  profile {facts['profile']}",
+        f"artifact sha256:{facts['artifact_id']}  profile {facts['profile']}",
         ("tensors", "parameters", "size", "bits per parameter", "ratio", "relative error"),
         [
             (

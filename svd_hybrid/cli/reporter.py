@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from svd_hybrid.errors import printable
+
 
 def print_table(
     title: str,
@@ -19,13 +21,13 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(title=printable(title), box=SIMPLE_HEAD, title_justify="left", title_style="bold")
     for position, name in enumerate(header):
         table.add_column(
             name, justify="right" if position and not text else "left", overflow="fold"
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     width = None if (sys.stdout if to_stdout else sys.stderr).isatty() else 120
     Console(stderr=not to_stdout, width=width, markup=False, highlight=False).print(table)
 

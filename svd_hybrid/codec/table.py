@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from svd_hybrid import __version__
 from svd_hybrid.codec.base import AnyCodec
 from svd_hybrid.codec.bitmask import BitmaskCodec
 from svd_hybrid.codec.half import HalfCodec
@@ -48,14 +49,13 @@ def codec_from_json(record: Mapping[str, Any]) -> AnyCodec:
     name, version = config.pop("name"), config.pop("version")
     if name not in tuple(CODECS):  # exactly as written: a manifest is not typed by hand
         raise VersionError(
-            f"unknown codec {name!r}; {did_you_mean(name, CODECS)}",
-            fix="read this artifact with a newer svdh",
+            f"unknown codec {name[:80]!r} for svdh {__version__}; {did_you_mean(name, CODECS)}"
         )
     codec = CODECS[name]
     if version != codec.version:
         raise VersionError(
-            f"codec {name!r} version {version}; this svdh reads version {codec.version}",
-            fix="read this artifact with a newer svdh",
+            f"codec {name!r} has version {str(version)[:20]}; "
+            f"svdh {__version__} reads version {codec.version}"
         )
     return codec.from_config(config)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from svd_hybrid.errors import StorageError, UsageError
+from svd_hybrid.limits import MOST_CONFIG_BYTES, MOST_DIGITS
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -20,11 +21,14 @@ def read_config_file(path: Path) -> dict[str, Any]:
         UsageError: it is not a mapping, or gives one key twice.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MOST_CONFIG_BYTES + 1)
     except OSError as error:
         raise StorageError(
             f"configuration cannot be read: {error.strerror}", where=str(path)
         ) from error
+    if len(data) > MOST_CONFIG_BYTES:
+        raise UsageError(f"configuration is larger than {MOST_CONFIG_BYTES} bytes", where=str(path))
     try:
         text = data.decode()
         if path.suffix == ".json":
@@ -58,6 +62,12 @@ def _load_yaml(text: str) -> Any:
         loader.flatten_mapping(node)
         return _unique(loader.construct_pairs(node, deep=True))
 
+    def short_integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+        if len(node.value) > MOST_DIGITS:
+            raise ValueError(f"an integer has more than {MOST_DIGITS} digits")
+        return loader.construct_yaml_int(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", short_integer)
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, unique_mapping)
     try:
         return yaml.load(text, Loader)  # noqa: S506 (Loader is a SafeLoader)

@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svd_hybrid.errors import UnsafeError
+from svd_hybrid.errors import SvdhError, UnsafeError
+from svd_hybrid.io.inert_pickle import walk_over
+from svd_hybrid.io.torch_archive import check_archive
 
 NUMPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK\x03\x04"
@@ -104,7 +106,7 @@ def load_byte_arrays(path: Path) -> dict[str, Bytes]:
         if not isinstance(loaded, dict) or not loaded:
             raise TypeError("it holds no dictionary task → bits")
         return {str(name): _to_numpy(str(name), value) for name, value in loaded.items()}
-    except (UnsafeError, OSError):
+    except (SvdhError, OSError):
         raise
     except Exception as error:  # damaged bytes fail in pickle and zipfile in many ways
         raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
@@ -122,16 +124,20 @@ def _unpickle(file: io.BufferedReader) -> Any:
             _, _, dtype = np.lib.format.read_array_header_2_0(file)
         if not dtype.hasobject:
             raise TypeError("it holds a plain array, not a dictionary of tasks")
+    walk_over(file, Path(file.name).stat().st_size)
     return _InertUnpickler(file).load()
 
 
 def _unpickle_torch(file: io.BufferedReader) -> Any:
+    check_archive(Path(file.name))
     with warnings.catch_warnings(), contextlib.suppress(pickle.UnpicklingError):
         warnings.simplefilter("ignore")
         return torch.load(file, map_location="cpu", weights_only=True)
     with zipfile.ZipFile(file) as archive:  # it names something else: NumPy's arrays, or worse
         (name,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
-        return _InertUnpickler(io.BytesIO(archive.read(name))).load()
+        inner = io.BytesIO(archive.read(name))
+        walk_over(inner, len(inner.getvalue()))
+        return _InertUnpickler(inner).load()
 
 
 def _to_numpy(name: str, value: object) -> Bytes:

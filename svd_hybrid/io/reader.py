@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,12 @@ from typing import Protocol
 
 from torch import Tensor
 
+from svd_hybrid.consent import module_pickles_allowed
 from svd_hybrid.errors import FamilyError, StorageError, UnsafeError, shorten
+from svd_hybrid.io.foreign import LONGEST, refuse_foreign
 from svd_hybrid.io.tensors import TensorInfo
+from svd_hybrid.limits import MOST_JSON_BYTES
+from svd_hybrid.strict_json import parse_strictly
 
 PICKLE_MAGIC = b"\x80"
 ZIP_MAGIC = b"PK\x03\x04"
@@ -85,11 +88,20 @@ def _open_file(path: Path) -> CheckpointReader:
     from svd_hybrid.io.torch_reader import TorchReader
 
     with path.open("rb") as file:
-        start = file.read(9)
+        start = file.read(LONGEST)
     header_bytes = int.from_bytes(start[:8], "little")  # one in 32 begins like a pickle
-    is_safetensors = start[8:] == b"{" and header_bytes < path.stat().st_size
+    is_safetensors = start[8:9] == b"{" and header_bytes < path.stat().st_size
     if start.startswith((PICKLE_MAGIC, ZIP_MAGIC)) and not is_safetensors:
-        return TorchReader(path)
+        try:
+            return TorchReader(path)
+        except UnsafeError:
+            if not module_pickles_allowed():
+                raise
+            from svd_hybrid.io.module_pickle import ModuleReader
+
+            return ModuleReader(path)
+    if not is_safetensors:
+        refuse_foreign(start, str(path))
     return SafetensorsReader(path)
 
 
@@ -182,12 +194,15 @@ class ShardedReader:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        record = json.loads(index.read_text(encoding="utf-8"))
+        with index.open("rb") as file:
+            record = parse_strictly(file.read(MOST_JSON_BYTES + 1))
         weight_map = record["weight_map"]
         if not isinstance(weight_map, dict):
             raise TypeError("weight_map is not an object")
     except (ValueError, KeyError, TypeError) as error:
         raise FamilyError(
-            f"index is not a weight map: {error}", where=str(index), fix="download it again"
+            f"index is not a weight map: {str(error)[:160]}",
+            where=str(index),
+            fix="download it again",
         ) from error
     return {str(name): str(file) for name, file in weight_map.items()}

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svd_hybrid.errors import FamilyError, UnsafeError, shorten
+from svd_hybrid.errors import FamilyError, SvdhError, UnsafeError, shorten
 from svd_hybrid.io.tensors import info_of
+from svd_hybrid.io.torch_archive import check_archive
 
 ZIP_MAGIC = b"PK\x03\x04"
 NESTED_KEYS = ("state_dict", "model_state_dict", "model")
@@ -53,6 +54,8 @@ def load_torch(path: Path) -> Any:
             mapped = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
             file.seek(0)
             source: Any = path
+            if mapped:
+                check_archive(path)
             if path.suffix == ".safetensors":  # by which torch would judge it, not by its content
                 source, mapped = file, False
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
@@ -62,7 +65,7 @@ def load_torch(path: Path) -> Any:
             f"it names {named[1][:80]}" if named else "it pickles more than tensors and containers",
             path,
         ) from error
-    except PermissionError:
+    except (PermissionError, SvdhError):
         raise
     except Exception as error:  # damaged bytes fail in torch in many ways, none of them ours
         if "TorchScript" in str(error):
@@ -74,8 +77,9 @@ def _unsafe(why: str, path: Path) -> UnsafeError:
     return UnsafeError(
         f"checkpoint needs code to load: {why}",
         where=str(path),
-        fix="where you trust it, save its state_dict() with torch.save or as safetensors; if it "
-        "should hold just that, the file is damaged",
+        fix="save its state_dict() with torch.save or as safetensors, or pass "
+        "--allow-module-pickle, which reads the tensors of a module and runs nothing; any other "
+        "file is damaged",
     )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from svd_hybrid.artifact import layout
+from svd_hybrid.artifact.jsonfile import read_limited
 from svd_hybrid.errors import ArtifactError, FamilyError, StorageError, UnsafeError, shorten
 from svd_hybrid.io.torch_reader import load_torch
 from svd_hybrid.legacy.region import (
@@ -29,6 +30,7 @@ from svd_hybrid.legacy.region import (
     UnusableError,
     read_region,
 )
+from svd_hybrid.strict_json import check_limits
 
 BASIS_FOLDERS = ("basis", "bases")
 COEFFICIENT_FOLDERS = ("coeffs", "compressed")
@@ -54,18 +56,22 @@ class Problems:
         """Refuse the artifact.
 
         Raises:
-            ArtifactError: with every kind of problem and the tensors it concerns.
+            ArtifactError: with a note for every kind of problem and the tensors it concerns.
         """
         if self.found:
             lines = [
                 kind + (f": {shorten(names, MOST_SHOWN)}" if names else "")
                 for kind, names in self.found.items()
             ]
-            raise ArtifactError(
-                "the original artifact cannot be converted\n  - " + "\n  - ".join(lines),
+            error = ArtifactError(
+                f"the original artifact cannot be converted, for {len(lines)} reasons; the first: "
+                f"{lines[0]}",
                 where=str(folder),
                 fix="supply what is missing; or run svdh compress on the fine-tunes themselves",
             )
+            for line in lines:
+                error.add_note(line)
+            raise error
 
 
 class LegacyArtifact:
@@ -221,8 +227,9 @@ class LegacyArtifact:
         if not path.is_file():
             return {}
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            check_limits(data := read_limited(path, name))
+            record = json.loads(data)
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"not valid JSON: {str(error)[:160]}", where=str(path)) from error
         if not isinstance(record, dict):
             raise ArtifactError("file does not hold a JSON object", where=str(path))

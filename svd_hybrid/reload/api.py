@@ -21,6 +21,7 @@ def reload(
     dtype: str | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
+    expect: str | None = None,
     progress: Progress | None = None,
 ) -> ReloadResult:
     """Rebuild the merged model, one fine-tune or a new weighting, and write it.
@@ -35,6 +36,7 @@ def reload(
         dtype: F64, F32, F16 or BF16; None keeps the base's dtypes.
         max_shard_bytes: largest weight file of an HF folder.
         overwrite: replace an existing output.
+        expect: `sha256:` and the artifact's id, when only that artifact will do.
         progress: called with (step, done, total).
 
     Raises:
@@ -50,5 +52,6 @@ def reload(
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
+        expect=expect,
         progress=progress,
     )

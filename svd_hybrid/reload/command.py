@@ -16,6 +16,7 @@ from svd_hybrid.console import (
     artifact_option,
     base_option,
     common_options,
+    expect_option,
     note,
     overwrite_option,
     parse_size,
@@ -23,7 +24,7 @@ from svd_hybrid.console import (
     progress_bar,
     size,
 )
-from svd_hybrid.errors import UsageError
+from svd_hybrid.errors import UsageError, printable
 from svd_hybrid.faults import run_guarded
 
 
@@ -76,6 +77,7 @@ from svd_hybrid.faults import run_guarded
     default="cpu",
     help="Reload runs on the CPU; cuda is accepted and says so.",
 )
+@expect_option
 @overwrite_option
 @common_options
 def reload(
@@ -121,8 +123,8 @@ def reload(
         return
     if not quiet:
         click.echo(
-            f"{result.selection}: {result.tensors} tensors, {size(result.bytes_written)}, "
-            f"{result.cpu_s:.1f} s CPU",
+            f"{printable(result.selection)}: {result.tensors} tensors, "
+            f"{size(result.bytes_written)}, {result.cpu_s:.1f} s CPU",
             err=True,
         )
     click.echo(result.output_path)

@@ -14,7 +14,10 @@ from svd_hybrid.reload.digests import Progress, rebuild_digests, recorded_select
 
 
 def verify_deep(
-    folder: Path, base: Path | None = None, progress: Progress | None = None
+    folder: Path,
+    base: Path | None = None,
+    progress: Progress | None = None,
+    expect: str | None = None,
 ) -> VerifyReport:
     """As `verify`; then decode every part and, with a base, rebuild every task and stored merge.
 
@@ -22,14 +25,16 @@ def verify_deep(
         folder: the artifact.
         base: its base; without it nothing is rebuilt.
         progress: called with (step, done, total).
+        expect: the artifact's id, when only that one will do.
 
     Raises:
         StorageError, ArtifactError, VersionError: there is no manifest to verify against.
     """
-    report = verify(folder, base)
+    report = verify(folder, base, expect)
     if report.problems:
         return report  # what is damaged or no base of it gives no news when decoded
-    artifact = ArtifactReader.open(folder)
+    artifact = ArtifactReader.open(folder, expect)
+    artifact.vouched = base is not None
     _decode_all(artifact, report, progress)
     if base is not None and not report.problems:
         _rebuild_all(artifact, base, report, progress)

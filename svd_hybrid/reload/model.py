@@ -32,13 +32,18 @@ class Artifact:
         self._reader = reader
 
     @classmethod
-    def open(cls, path: str | PathLike[str]) -> Artifact:
+    def open(cls, path: str | PathLike[str], *, expect: str | None = None) -> Artifact:
         """Read the manifest of a directory.
+
+        Args:
+            path: the directory.
+            expect: `sha256:` and the artifact's id, when only that artifact will do.
 
         Raises:
             StorageError, ArtifactError, VersionError: as the directory deserves.
+            UsageError: `expect` is no id.
         """
-        return cls(ArtifactReader.open(Path(path)))
+        return cls(ArtifactReader.open(Path(path), expect))
 
     @property
     def path(self) -> Path:
@@ -127,6 +132,11 @@ class Artifact:
             deep: also decode every part and, with a base, rebuild every task and stored merge and
                 compare them with the digests that the writer recorded.
         """
-        path = None if base is None else Path(base)
-        check = verify_deep if deep else verify
-        return read_stable(self.path, lambda: check(self.path, path), lambda r: not r.problems)
+        checked = None if base is None else Path(base)
+
+        def check() -> VerifyReport:
+            if deep:
+                return verify_deep(self.path, checked, expect=self.id)
+            return verify(self.path, checked, self.id)
+
+        return read_stable(self.path, check, lambda report: not report.problems)

@@ -19,7 +19,7 @@ from svd_hybrid.delta.evaluate import (
 )
 from svd_hybrid.delta.expr import Exact
 from svd_hybrid.delta.serial import expr_from_json
-from svd_hybrid.errors import UsageError
+from svd_hybrid.errors import ArtifactError, UsageError
 from svd_hybrid.io.reader import CheckpointReader
 from svd_hybrid.io.tensors import DTYPES, TensorInfo
 from svd_hybrid.numerics.largest import all_finite
@@ -51,6 +51,7 @@ class Rebuilder:
         dtype: str | None = None,
     ) -> None:
         check_names(artifact.manifest, base)
+        artifact.vouched = True
         self.artifact = artifact
         self.base = base
         self.selection = selection
@@ -97,6 +98,13 @@ class Rebuilder:
         Raises:
             ArtifactError, UsageError: as `tensor`.
         """
+        try:
+            return self._rebuilt(record, base)
+        except ArtifactError as error:
+            error.where = error.where or f"tensor {record.name!r}, {self.selection.label}"
+            raise
+
+    def _rebuilt(self, record: TensorRecord, base: Tensor) -> Tensor:
         name = record.name
         wanted = self._dtype(name) if base.is_floating_point() else None
         dtype = DTYPES[wanted] if wanted else base.dtype

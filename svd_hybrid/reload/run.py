@@ -74,6 +74,7 @@ def run_reload(
     dtype: str | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
+    expect: str | None = None,
     progress: Progress | None = None,
 ) -> ReloadResult:
     """Rebuild a model and write it.
@@ -88,6 +89,7 @@ def run_reload(
         dtype: F64, F32, F16 or BF16 for float tensors; None for the merge's, else the base's.
         max_shard_bytes: largest weight file of an HF folder.
         overwrite: replace an existing output.
+        expect: the artifact's id, when only that artifact will do.
         progress: called with ("reload", done, total).
 
     Raises:
@@ -98,7 +100,7 @@ def run_reload(
         raise UsageError(f"dtype is {dtype!r}", fix="use one of " + ", ".join(FLOATS))
     if max_shard_bytes < 1:
         raise UsageError(f"max_shard_bytes is {max_shard_bytes}, must be 1 or more")
-    artifact = ArtifactReader.open(artifact_dir)
+    artifact = ArtifactReader.open(artifact_dir, expect)
     selection = select(artifact.manifest, task=task, weights=weights, merge=merge)
     if artifact_dir.resolve() in output_path.resolve().parents:
         raise UsageError(

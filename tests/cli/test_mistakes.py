@@ -120,6 +120,8 @@ def test_nan_in_a_task(mistake, project):
 
 def test_a_checkpoint_that_is_none(mistake, project):
     project.checkpoint("dtd").write_text("<html>404 not found</html>")
+    mistake(project.compress(), 3, "dtd.safetensors", "file is a web page, not a checkpoint")
+    project.checkpoint("dtd").write_text("404 not found")
     mistake(project.compress(), 3, "dtd.safetensors", "neither safetensors nor")
 
 

@@ -50,5 +50,8 @@ def test_problems_are_reported_once_and_together():
         problems.add("masks are needed", f"t{number}")
     with pytest.raises(ArtifactError) as caught:
         problems.raise_if_any(Path("old"))
-    assert "\n  - weights are missing\n  - masks are needed: 't0', " in caught.value.what
-    assert caught.value.what.endswith("and 2 more")
+    assert caught.value.what.endswith("for 2 reasons; the first: weights are missing")
+    first, second = caught.value.__notes__
+    assert first == "weights are missing"
+    assert second.startswith("masks are needed: 't0', ")
+    assert second.endswith("and 2 more")

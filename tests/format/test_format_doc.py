@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from svd_hybrid import limits
 from svd_hybrid.artifact import layout
-from svd_hybrid.artifact.manifest import manifest_from_json
+from svd_hybrid.artifact.parsing import manifest_from_json
 from svd_hybrid.artifact.schema import load_schema, schema_path
 from svd_hybrid.codec import CODECS, StreamCodec, codec_from_json, codec_to_json
 from svd_hybrid.codec.entropy.alphabet import CLASSES
@@ -258,11 +259,21 @@ def test_every_field_of_the_manifest_is_described():
 
 
 def test_every_limit_is_the_one_in_the_code():
-    assert f"| manifest | {layout.MOST_MANIFEST_BYTES // 2**20} MiB |" in TEXT
-    assert f"| index, decompressed | {layout.MOST_INDEX_BYTES // 2**20} MiB |" in TEXT
+    mebibytes, power = limits.MOST_JSON_BYTES // 2**20, limits.MOST_JSON_VALUES.bit_length() - 1
+    assert TEXT.count(f"at most {mebibytes} MiB") == 2
+    values = f"2{str(power).translate(SUPERSCRIPT)}"
+    sizes = f"| {mebibytes} MiB · {values} · {limits.MOST_JSON_DEPTH} |"
+    assert f"| one JSON document: size · values · depth {sizes}" in TEXT
+    many = (limits.MOST_TASKS, limits.MOST_MERGES, limits.MOST_CODECS)
+    assert f"| tasks · merges · codecs | {' · '.join(map(str, many))} |" in TEXT
+    texts = (limits.MOST_LABEL_CHARACTERS, limits.MOST_NAME_CHARACTERS, limits.MOST_PATH_CHARACTERS)
+    assert f"file paths | {' · '.join(map(str, texts))} characters |" in TEXT
+    assert f"| {limits.MOST_AXES} · 2⁵³ - 1 |" in TEXT
+    assert f"| {limits.MOST_PARTS} · 2³² - 1 |" in TEXT
+    assert (limits.LARGEST_SIZE, limits.LARGEST_SIDE) == (2**53 - 1, 2**32 - 1)
     assert f"holds {layout.SHARD_BYTES // 2**20} MiB or more" in TEXT
-    assert f"| tasks · merges · codecs | {layout.MOST_TASKS} ·" in TEXT
     assert f"blocks of {PATTERN_BLOCK} scalars" in TEXT
+    assert f"operations of one | {DEEPEST} · {limits.MOST_EXPRESSION_NODES} |" in TEXT
     assert f"more than {DEEPEST} levels below the outermost" in TEXT
     assert f"outside -{LARGEST_EXPONENT} … {LARGEST_EXPONENT}" in TEXT
     assert f"| `stages` | integer 1 … {MOST_STAGES} |" in TEXT
@@ -276,8 +287,26 @@ def test_every_limit_is_the_one_in_the_code():
     assert "2¹⁰⁰" in TEXT
     versions = (layout.OLDEST_READABLE, layout.WRITTEN, layout.NEWEST_READABLE)
     assert versions == (1, 1, 1)
-    tasks = load_schema("manifest-v1")["properties"]["tasks"]["maxItems"]
-    assert tasks == layout.MOST_TASKS
+
+
+def test_every_limit_is_in_the_schema():
+    schema = load_schema("manifest-v1")
+    fields, kinds = schema["properties"], schema["$defs"]
+    part, tensor = kinds["part"]["properties"], kinds["tensor"]["properties"]
+    assert fields["tasks"]["maxItems"] == limits.MOST_TASKS
+    assert fields["merges"]["maxProperties"] == limits.MOST_MERGES
+    assert fields["codecs"]["maxItems"] == limits.MOST_CODECS
+    assert tensor["parts"]["maxProperties"] == limits.MOST_PARTS
+    assert tensor["merges"]["maxProperties"] == limits.MOST_MERGES
+    assert tensor["shape"]["maxItems"] == limits.MOST_AXES
+    assert tensor["name"]["maxLength"] == tensor["alias"]["maxLength"]
+    assert tensor["name"]["maxLength"] == limits.MOST_NAME_CHARACTERS
+    assert kinds["label"]["maxLength"] == limits.MOST_LABEL_CHARACTERS
+    assert kinds["file"]["properties"]["path"]["maxLength"] == limits.MOST_PATH_CHARACTERS
+    assert kinds["size"]["maximum"] == limits.LARGEST_SIZE
+    assert part["rows"]["maximum"] == part["columns"]["maximum"] == limits.LARGEST_SIDE
+    assert part["slices"]["maximum"] == limits.MOST_TASKS - 1
+    assert part["shards"]["maxItems"] == part["lengths"]["maxItems"] == limits.MOST_TASKS
 
 
 def test_faults_have_the_exit_codes_of_the_command_line():

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from svd_hybrid.artifact.manifest import manifest_from_json
+from svd_hybrid.artifact.parsing import manifest_from_json
 from svd_hybrid.artifact.schema import load_schema, schema_path, validate
 from svd_hybrid.errors import ArtifactError
 

@@ -293,7 +293,7 @@ def test_an_exact_task_within_another_expression_is_a_delta(tmp_path, wrap):
 
     edit_manifest(artifact, change)
     if wrap == "flat":
-        with pytest.raises(ArtifactError, match="does not give"):
+        with pytest.raises(ArtifactError, match="does not fit the tensor"):
             dict(Artifact.open(artifact).iter_tensors(source, task="ant"))
         return
     close = dict(Artifact.open(artifact).iter_tensors(source, task="ant"))["close"]

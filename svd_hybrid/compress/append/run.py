@@ -47,6 +47,7 @@ from svd_hybrid.io.lookup import fold_name
 from svd_hybrid.io.outputs import check_free, protect_inputs
 from svd_hybrid.io.reader import file_bytes
 from svd_hybrid.io.tensors import DTYPE_NAMES, tensor_digest
+from svd_hybrid.limits import MOST_TASKS
 from svd_hybrid.numerics.metrics import ErrorSums
 from svd_hybrid.numerics.threads import one_thread
 from svd_hybrid.reload.digests import Key, as_record, rebuild_digests, recorded_selections
@@ -188,8 +189,8 @@ def _places(request: AppendRequest, manifest: Manifest) -> dict[str, int]:
         else:
             places[task] = manifest.task_index(task)
             _check_replaceable(manifest, task, where)
-    if len(known) > layout.MOST_TASKS:
-        raise UsageError(f"an artifact holds at most {layout.MOST_TASKS} tasks", where=where)
+    if len(known) > MOST_TASKS:
+        raise UsageError(f"an artifact holds at most {MOST_TASKS} tasks", where=where)
     return places
 
 
