@@ -1,0 +1,1 @@
+"""Calibration and evaluation data: what a user names → batches a model takes. Never invented."""

@@ -1,0 +1,1 @@
+"""Live models: a checkpoint's tensors in a module that runs. Needs the extra `[eval]`."""
