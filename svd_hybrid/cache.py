@@ -117,7 +117,9 @@ class ResultsCache:
         self.hits, self.misses = self.hits + found, self.misses + (not found)
         return entry["value"] if entry is not None and found else None
 
-    def put(self, key: Mapping[str, Any], value: Mapping[str, Any], about: Mapping[str, str]) -> None:
+    def put(
+        self, key: Mapping[str, Any], value: Mapping[str, Any], about: Mapping[str, str]
+    ) -> None:
         """Store a value; of two writers of one key the later stays, whole.
 
         Args:

@@ -1,4 +1,4 @@
-"""Scores of candidates on validation data, and what they are worth; test data for finalists only."""
+"""Scores of models on one part of the data, and what they are worth by a rule."""
 
 from __future__ import annotations
 

@@ -162,7 +162,8 @@ class _Comparison:
         )
 
     def _scorer_notes(self) -> list[str]:
-        return [*self.validation.scorer.notes, *self.test.scorer.notes]
+        judges = (self.validation, self.test)
+        return [n for j in judges for n in (*j.scorer.notes, *j.scorer.evaluator.notes)]
 
     def _fine_tunes(self) -> Iterator[Subject]:
         """Every task's own model: the originals where they are given."""
@@ -175,7 +176,7 @@ class _Comparison:
         elif self.stored is not None and self.stored.recovers_tasks:
             yield from (self.stored.recovered(task) for task in self.stored.tasks)
 
-    # --- a method ---------------------------------------------------------------------------------
+    # --- a method -------------------------------------------------------------------------------
 
     def _finalist(self, combinations: list[Combination]) -> Finalist:
         best = Best(self.validation.floor)
@@ -230,7 +231,7 @@ class _Comparison:
             mask_dir=self.family.mask_dir if method.takes_masks else None,
         )
 
-    # --- weights of an artifact ---------------------------------------------------------------------
+    # --- weights of an artifact -----------------------------------------------------------------
 
     def _searched(self, settings: SearchSettings) -> Finalist:
         stored, first = self.stored, len(self.candidates)
@@ -259,7 +260,7 @@ class _Comparison:
         test = self.test.verdict(subject(found.weights))
         return Finalist(best, test, None, time.process_time() - started, len(tried))
 
-    # --- the winner ---------------------------------------------------------------------------------
+    # --- the winner -----------------------------------------------------------------------------
 
     def _ship(self, best: Finalist) -> Shipped:
         config = self._winning_config(best)

@@ -92,8 +92,8 @@ class _Search:
             self.better((size,) * count)
         step = self.settings.step
         while step >= self.settings.smallest_step:
-            if not any([self._moved(task, step) for task in range(count)]):
-                step = step / 2
+            moves = [self._moved(task, step) for task in range(count)]
+            step = step if any(moves) else step / 2
 
     def _moved(self, task: int, step: float) -> bool:
         """Whether a step up, else a step down, of one weight is better."""

@@ -8,7 +8,7 @@ model, so that results can be kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -89,6 +89,10 @@ class Evaluator(Protocol):
     def part(self) -> Part:
         """The part of the data that it scores on."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know."""
+
     def count(self, task: str) -> int:
         """Examples (for perplexity, tokens) of a task in this part; 0 when not known."""
 
@@ -110,7 +114,7 @@ class Evaluator(Protocol):
         """
 
 
-def checked(scores: Mapping[str, object], evaluator: Evaluator, task: str) -> dict[str, float]:
+def checked(scores: Mapping[str, Any], evaluator: Evaluator, task: str) -> dict[str, float]:
     """The scores, when they are one finite number for each metric.
 
     Raises:
@@ -128,7 +132,8 @@ def checked(scores: Mapping[str, object], evaluator: Evaluator, task: str) -> di
     found = {}
     for name in names:
         score = scores[name]
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        is_number = isinstance(score, int | float) and not isinstance(score, bool)
+        if not (is_number and math.isfinite(score)):
             raise EvaluationError(
                 f"evaluator gave {name} = {score!r}, which is no finite number", where=where
             )

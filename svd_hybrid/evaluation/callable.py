@@ -3,7 +3,8 @@
 The function is called as `function(state, task)`, or with `part="validation"|"test"|"all"` when it
 takes that argument, and returns a number or a mapping metric → number. Attributes say more:
 
-    metrics   {"accuracy": "higher", "loss": "lower"}; the first counts. Default: {"score": "higher"}
+    metrics   {"accuracy": "higher", "loss": "lower"}; the first counts. Default: one "score",
+              higher is better
     tasks     names it has data for. Default: every task it is asked for
     identity  JSON, or a function task → JSON, of all a score depends on besides the model, such as
               the digest of its data. Without it results are not kept.
@@ -43,6 +44,7 @@ class CallableEvaluator:
     tasks: tuple[str, ...]
     metrics: tuple[Metric, ...]
     part: Part = ALL
+    notes: tuple[str, ...] = ()
 
     def count(self, task: str) -> int:
         """Unknown."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from svd_hybrid.evaluation.subjects import (
     fine_tuned,
 )
 from svd_hybrid.io.family import FamilyPolicy
-from svd_hybrid.io.lookup import match_name
+from svd_hybrid.io.lookup import fold_name, match_name
 from svd_hybrid.io.reader import open_checkpoint
 
 
@@ -53,7 +53,7 @@ class EvalRequest:
     weights: Mapping[str, float] | None = None
     kinds: tuple[Kind, ...] = KINDS
     cross: bool = False
-    policy: FamilyPolicy = FamilyPolicy()
+    policy: FamilyPolicy = field(default_factory=FamilyPolicy)
     cache: ResultsCache | None = None
 
 
@@ -91,30 +91,36 @@ def run_eval(request: EvalRequest, progress: Progress | None = None) -> EvalResu
         tuple(found),
         References.among(found, request.evaluator.metrics[0]),
         artifact.artifact_id if artifact else "",
-        tuple(scorer.notes),
+        (*scorer.notes, *request.evaluator.notes),
         kept,
         time.monotonic() - wall,
         time.process_time() - cpu,
     )
 
 
-def scored_tasks(
-    evaluator: Evaluator, asked: tuple[str, ...], known: list[str]
-) -> tuple[str, ...]:
-    """The tasks to score on, by the names the family has; each has data.
+def asked_tasks(asked: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The tasks to score on, by the names the family has; all of them when none is asked for.
 
-    Args:
-        evaluator: which has the data.
-        asked: by the user; empty for all.
-        known: tasks of artifact and checkpoints, in order.
+    A task that the family does not know is taken as it is: there may be data for it.
+    """
+    tasks = [_known_name(name, known) for name in asked] or list(known)
+    return tuple(dict.fromkeys(tasks))
+
+
+def _known_name(name: str, known: Sequence[str]) -> str:
+    close = [other for other in known if fold_name(other) == fold_name(name)]
+    return name if name in known or not close else match_name(name, known, "task", "--task")
+
+
+def scored_tasks(
+    evaluator: Evaluator, asked: Sequence[str], known: Sequence[str]
+) -> tuple[str, ...]:
+    """As `asked_tasks`, of those alone that an evaluator has data for when nobody knows any.
 
     Raises:
-        UsageError: the user asked for a task that neither family nor data know.
         EvaluationError: a task without data.
     """
-    everything = list(dict.fromkeys([*known, *evaluator.tasks]))
-    tasks = [match_name(name, everything, "task", "--task") for name in asked]
-    tasks = tasks or known or list(evaluator.tasks)
+    tasks = asked_tasks(asked, known) or evaluator.tasks
     without = [task for task in tasks if task not in evaluator.tasks]
     if without:
         raise EvaluationError(
@@ -122,7 +128,7 @@ def scored_tasks(
             where=f"evaluator {evaluator.name} has data for {shorten(list(evaluator.tasks), 12)}",
             fix="add its data, or name the tasks to score with --task",
         )
-    return tuple(dict.fromkeys(tasks))
+    return tuple(tasks)
 
 
 def _subjects(

@@ -105,9 +105,7 @@ def fine_tuned(
         yield _lazy("fine-tuned", task, tensors)
 
 
-def _lazy(
-    kind: Kind, name: str, tensors: Callable[[], Iterable[tuple[str, Tensor]]]
-) -> Subject:
+def _lazy(kind: Kind, name: str, tensors: Callable[[], Iterable[tuple[str, Tensor]]]) -> Subject:
     def identity() -> dict[str, Any]:
         return digests_identity({name: tensor_digest(tensor) for name, tensor in tensors()})
 
