@@ -213,8 +213,7 @@ def resolve(values: Mapping[str, Any], stored: Sequence[str] = ()) -> Resolved:
         values["stride"],
     )
     checkpoints = _checkpoints(values, folder.tasks if folder else {}, stored)
-    nothing = heads is None or checkpoints or stored
-    tasks = () if nothing else head_tasks(heads)
+    tasks = () if heads is None or checkpoints or stored else head_tasks(heads)
     return Resolved(base, checkpoints, choice, tasks)
 
 
