@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from svd_hybrid.evaluation.base import Evaluator
 
 RULES = ("normalised", "worst", "mean")
+WIDE = 240
+"""Columns of a table that nobody sees on a terminal."""
 
 
 @click.command(cls=WordsCommand, short_help="Compare merge methods, and keep the best.")
@@ -44,7 +46,7 @@ RULES = ("normalised", "worst", "mean")
     "--from-artifact",
     type=PATH,
     metavar="DIR",
-    help="Merge the fine-tunes that this artifact of the base stores; the originals are not needed.",
+    help="Merge the fine-tunes that this artifact stores; the originals are not needed.",
 )
 @click.option("--method", "methods", multiple=True, metavar="NAME", help="A method to try.")
 @click.option(
@@ -52,7 +54,7 @@ RULES = ("normalised", "worst", "mean")
     "grids",
     multiple=True,
     metavar="[METHOD.]KEY=VALUES",
-    help="Values of a parameter: 0.1,0.2 or FIRST:LAST:STEP; of one method, or of all that have it.",
+    help="Values of a parameter, 0.1,0.2 or FIRST:LAST:STEP, for METHOD or all that have it.",
 )
 @click.option(
     "--set",
@@ -245,9 +247,12 @@ def print_result(result: CompareResult, *, quiet: bool) -> None:
     title = f"{metric.name} on test data" + (f", {metric.unit}" if metric.unit else "")
     title += "" if metric.higher_is_better else " (lower is better)"
     header = ["merge", "chosen", *result.tasks, "mean", "normalised", "validation"]
-    rows = [_reference_row(result), _row("base", "", result.base["test"], result, None)]
-    for finalist in result.finalists:
-        rows.append(_finalist_row(finalist, result))
+    on_validation = result.base["validation"].value
+    rows = [
+        _reference_row(result),
+        _row("base", "", result.base["test"], result, on_validation),
+        *(_finalist_row(finalist, result) for finalist in result.finalists),
+    ]
     if result.shipped is not None:
         label = f"artifact, {result.shipped.merge}"
         row = _row(label, "", result.shipped.test, result, None)
@@ -258,6 +263,7 @@ def print_result(result: CompareResult, *, quiet: bool) -> None:
         [*header, "tried", "bytes", "merge CPU s"],
         [[*row, *[""] * (widths - len(row))] for row in rows],
         to_stdout=True,
+        width=WIDE,
     )
     if result.best is not None:
         chosen = _parameters(result.best)

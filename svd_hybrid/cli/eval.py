@@ -113,7 +113,7 @@ def print_result(result: EvalResult, *, quiet: bool) -> None:
 
     title = result.metric.name + (f", {result.metric.unit}" if result.metric.unit else "")
     title += "" if result.metric.higher_is_better else " (lower is better)"
-    print_table(title, header(result), list(rows(result)), to_stdout=True)
+    print_table(title, header(result), list(rows(result)), to_stdout=True, width=240)
     if not quiet:
         scores = sum(len(row.tasks) for row in result.subjects)
         against = f"; normalised by {result.references.kind}" if result.references.kind else ""
