@@ -112,8 +112,9 @@ class ResultsCache:
             key: everything the value depends on, as JSON; code and libraries are added here.
         """
         whole = _whole_key(key)
-        entry = _read(self._path(whole))
-        found = entry is not None and entry["key"] == whole
+        path = self._path(whole)
+        entry = _read(path)
+        found = entry is not None and _name_of(entry["key"]) == path.name
         self.hits, self.misses = self.hits + found, self.misses + (not found)
         return entry["value"] if entry is not None and found else None
 
