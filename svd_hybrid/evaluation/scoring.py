@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from svd_hybrid.cache import ResultsCache
 from svd_hybrid.errors import StorageError
-from svd_hybrid.evaluation.base import Evaluator, Scorer, checked
+from svd_hybrid.evaluation.base import DivergedError, Evaluator, Scorer, State, checked
 from svd_hybrid.evaluation.subjects import Subject
+from svd_hybrid.io.family import largest_magnitude
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,7 +58,7 @@ class ModelScorer:
             if kept is not None:
                 found[task] = TaskScore(kept["scores"], count, kept=True)
                 continue
-            scorer = scorer or self.evaluator.open(subject.load())
+            scorer = scorer or self.evaluator.open(_finite(subject))
             scores = checked(scorer(task), self.evaluator, task)
             found[task] = TaskScore(scores, count)
             if key:
@@ -92,3 +94,14 @@ class ModelScorer:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+
+def _finite(subject: Subject) -> State:
+    """The weights of a model, each a number: attention may hide a NaN from the outputs."""
+    state = subject.load()
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not math.isfinite(largest_magnitude(tensor)):
+            raise DivergedError(
+                "model holds NaN or infinity", where=f"tensor {name!r} of {subject.label}"
+            )
+    return state

@@ -112,7 +112,9 @@ def test_writers_at_the_same_time(tmp_path):
         writer.start()
     for writer in writers:
         writer.join()
-    assert [kept.get({"n": n}) for n in range(20)] == [{"scores": {"s": float(n)}} for n in range(20)]
+    assert [kept.get({"n": n}) for n in range(20)] == [
+        {"scores": {"s": float(n)}} for n in range(20)
+    ]
     assert len(list(kept.entries())) == 20
     assert kept.damaged() == 0
 
