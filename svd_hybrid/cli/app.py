@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": "Compare merge methods and their parameters, and keep the best.",
     "cache": "List or clear the results kept by eval and compare.",
     "masks": "Build TALL masks of a family, or measure masks.",
+    "stats": "Collect layer statistics from live models, or show what files hold.",
     "methods": "List merge methods and their parameters.",
     "convert": "Convert an artifact in the original .pt layout.",
     "demo": "Train a small real family and run everything on it.",

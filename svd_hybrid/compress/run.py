@@ -31,13 +31,13 @@ from svd_hybrid.compress.encoder import FamilyEncoder, RunPlan
 from svd_hybrid.compress.masks.family import FamilyMasks
 from svd_hybrid.compress.settings import FamilySettings
 from svd_hybrid.compress.source import ArtifactSource, DeltaSource
-from svd_hybrid.compress.statistics import FamilyStatistics
+from svd_hybrid.compress.statistics import FamilyStatistics, MeasuredFamily
 from svd_hybrid.compress.stream import FamilyStream, Progress
 from svd_hybrid.compress.task_weights import task_weights
 from svd_hybrid.compress.weighting import TaskWeights
 from svd_hybrid.delta.evaluate import BeyondRangeError
 from svd_hybrid.errors import ArtifactError, UsageError, shorten
-from svd_hybrid.io.family import FamilyPolicy, open_family
+from svd_hybrid.io.family import Family, FamilyPolicy, open_family
 from svd_hybrid.io.model_writer import check_free, protect_inputs
 from svd_hybrid.io.reader import CheckpointReader, file_bytes
 from svd_hybrid.io.staging import staged_directory
@@ -187,10 +187,10 @@ class OpenFamily:
         masks = FamilyMasks.open(request.mask_dir, source, config)
         weights = task_weights(config, source, request.performance_file, progress)
         settings = FamilySettings(config, source.task_names, weights.weights, source.base.infos)
-        statistics = FamilyStatistics.open(
+        checkpoints = source.tasks if isinstance(source, Family) else {}
+        statistics = FamilyStatistics.of_method(
             request.statistics_dir,
-            source.task_names,
-            source.base.infos,
+            MeasuredFamily(source.base, source.task_names, checkpoints),
             METHODS[config.method],
             settings.method_params,
             config.missing_statistics,

@@ -59,6 +59,7 @@ class FamilyStream:
             self._scanned.get(settings.scan_key),
             self.statistics.of(name) if self.method.statistics else None,
             self.masks.per_task(name) if per_task else None,
+            self.statistics.inputs_first(name),
         )
 
     def weighted(self, deltas: Tensor, ctx: TensorContext) -> Tensor:

@@ -44,6 +44,7 @@ class TensorContext:
         statistics: per task the second moment (n,) of the tensor's inputs or their Gram (n, n),
             float32; None where there is none for this tensor.
         masks: (N, *shape) bool, True = keep, given by the user; None without.
+        inputs_first: the statistics say that this matrix is stored inputs x outputs.
     """
 
     name: str
@@ -54,6 +55,7 @@ class TensorContext:
     scan: Any = None
     statistics: Sequence[Tensor] | None = None
     masks: Tensor | None = None
+    inputs_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,7 @@ def task_data(
     else:
         examples, prepare, used = _tokens(live, examples, source, settings)
         notes = ()
+    used["asked"] = str(source)
     return TaskData(examples, prepare, settings.batch_size, used, notes)
 
 

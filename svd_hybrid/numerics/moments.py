@@ -15,6 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+LARGEST_PART = 2**22
+"""Scalars that are widened to float64 at a time, 32 MiB."""
+
 
 class InputMoments:
     """Running mean of x_j**2, or of x x^T, over the inputs x of one layer.
@@ -35,11 +38,14 @@ class InputMoments:
 
     def add(self, inputs: Tensor) -> None:
         """Count a batch (..., n) of inputs; accumulated in float64."""
-        rows = inputs.reshape(-1, inputs.shape[-1]).double()
-        found = rows.square().sum(0) if self.kind == "moment" else rows.T @ rows
-        self.total = found if self.total is None else self.total.add_(found)
+        rows = inputs.reshape(-1, inputs.shape[-1])
         sequences = len(inputs) if inputs.ndim > 2 else 1
-        self.samples += len(rows) if self.count == "row" else sequences
+        self.include(summed(rows, self.kind), len(rows) if self.count == "row" else sequences)
+
+    def include(self, total: Tensor, samples: int) -> None:
+        """Count a batch whose sum is known; the sum may be kept and must not be used again."""
+        self.total = total if self.total is None else self.total.add_(total)
+        self.samples += samples
 
     @property
     def mean(self) -> Tensor:
@@ -51,6 +57,19 @@ class InputMoments:
         if self.total is None or not self.samples:
             raise ValueError("no inputs were counted")
         return (self.total / self.samples).to(torch.float32)
+
+
+def summed(rows: Tensor, kind: Literal["moment", "gram"]) -> Tensor:
+    """Sum over rows (N, n) of x_j**2, (n,), or of x x^T, (n, n); float64.
+
+    Widened a part of the rows at a time, so that little more memory is needed than for the result.
+    """
+    n = rows.shape[1]
+    found = torch.zeros((n,) if kind == "moment" else (n, n), dtype=torch.float64)
+    for part in torch.split(rows, max(1, LARGEST_PART // max(1, n))):
+        wide = part.double()
+        found += wide.square().sum(0) if kind == "moment" else wide.T @ wide
+    return found
 
 
 def mean_variance(batches: Iterable[Tensor]) -> Tensor:

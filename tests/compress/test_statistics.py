@@ -111,7 +111,7 @@ def test_what_has_no_gram_is_trimmed_by_magnitude_and_said_so(family, tmp_path):
     ("change", "fault", "text"),
     [
         (lambda s: s["bee"].pop("a.weight"), FamilyError, "task 'bee' has no statistics for 'a"),
-        (lambda s: s.pop("cat"), FamilyError, "no checkpoint for task 'cat'"),
+        (lambda s: s.pop("cat"), FamilyError, "no statistics of task 'cat'"),
         (lambda s: s["ant"].update({"a.weigth": torch.ones(12)}), FamilyError, "names? 'a.weigth'"),
         (lambda s: s["ant"].update({"a.weight": torch.ones(11)}), FamilyError, "12 features"),
         (

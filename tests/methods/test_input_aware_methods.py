@@ -158,7 +158,7 @@ def test_adaptive_budgets_lower_the_total_error_within_the_same_budget(method):
 def test_a_decomposition_of_everything_is_exact():
     params = ScaleSvdParams(sparsity=0.0, rank_ratio=1.0, input_scaling=False)
     delta = normal(20, 4)
-    found = decompose_one(delta, None, budget_of(params, 2.0), params, "fc")
+    found = decompose_one(delta, None, budget_of(params, 2.0), params, context(delta[None], "fc"))
     assert relative(found.whole, delta) < 1e-5
 
 

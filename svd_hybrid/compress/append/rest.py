@@ -118,9 +118,7 @@ def found_step(
         return FamilySettings(chosen, source.task_names, weights, infos)
 
     method = METHODS[config.method]
-    statistics = FamilyStatistics.open(
-        None, source.task_names, infos, method, [config.method_params], config.missing_statistics
-    )
+    statistics = FamilyStatistics({}, infos, "", config.missing_statistics)
     masks = FamilyMasks.open(None, source, config)
     stream = FamilyStream(method, source, settings(config), masks, statistics)
     scalars = sum(info.count for info in infos.values())

@@ -19,7 +19,7 @@ from svd_hybrid.methods.steps.decomposition import (
     decompose_one,
     input_scales,
 )
-from svd_hybrid.patterns import matches_any
+from svd_hybrid.methods.steps.spectral_classes import inputs_first
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,12 +78,12 @@ def choices(
 ) -> list[Choice]:
     """The choices of every task for one tensor (N, m, n)."""
     shares = tuple(dict.fromkeys(min(share * (1 - params.sparsity), 1.0) for share in GRID))
-    turned = matches_any(params.transposed, ctx.name)
+    turned = inputs_first(params.transposed, ctx)
     found = []
     for delta, scale in zip(stack, input_scales(stack, params, ctx), strict=True):
         weights = scale[:, None] if scale is not None and turned else scale
         made = [
-            decompose_one(delta, scale, budget_of(params, share, spare), params, ctx.name)
+            decompose_one(delta, scale, budget_of(params, share, spare), params, ctx)
             for share in shares
         ]
         costs = tuple(one.scalars for one in made)

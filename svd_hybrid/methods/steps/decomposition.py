@@ -13,6 +13,7 @@ from svd_hybrid._lazy import lazy
 from svd_hybrid.errors import ParameterError
 from svd_hybrid.methods.base import TensorContext, parameter
 from svd_hybrid.methods.steps.checks import check_choices, require
+from svd_hybrid.methods.steps.spectral_classes import inputs_first
 from svd_hybrid.patterns import matches_any
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def decompose_tasks(
         kept = ctx.scan[ctx.name]
     scales = input_scales(stack, params, ctx)
     return [
-        decompose_one(delta, scale, budget_of(params, share, spare), params, ctx.name)
+        decompose_one(delta, scale, budget_of(params, share, spare), params, ctx)
         for delta, scale, share in zip(stack, scales, kept, strict=True)
     ]
 
@@ -114,9 +115,10 @@ def input_scales(
         raise ParameterError(
             "input scaling needs the second moments of this tensor's inputs",
             where=f"tensor {ctx.name!r}",
-            fix="pass layer statistics that cover it, or set input_scaling=false",
+            fix="pass layer statistics that cover it, --missing-statistics ones, or "
+            "--set input_scaling=false",
         )
-    axis = 1 if matches_any(params.transposed, ctx.name) else 2
+    axis = 1 if inputs_first(params.transposed, ctx) else 2
     return [_scale(moment, stack.shape[axis], params.floor, ctx) for moment in ctx.statistics]
 
 
@@ -150,13 +152,13 @@ def decompose_one(
     scale: Tensor | None,
     budget: lowrank_sparse.Budget,
     params: DecompositionParams,
-    name: str,
+    ctx: TensorContext,
 ) -> lowrank_sparse.LowRankSparse:
     """One matrix as it is stored, with the weights of its inputs."""
-    if matches_any(params.transposed, name):
-        turned = _blocks(delta.T, scale, budget, params, name)
+    if inputs_first(params.transposed, ctx):
+        turned = _blocks(delta.T, scale, budget, params, ctx.name)
         return lowrank_sparse.LowRankSparse(turned.right, turned.left, turned.sparse.T)
-    return _blocks(delta, scale, budget, params, name)
+    return _blocks(delta, scale, budget, params, ctx.name)
 
 
 def _blocks(

@@ -15,8 +15,7 @@ from svd_hybrid._lazy import lazy
 from svd_hybrid.errors import ParameterError
 from svd_hybrid.methods.base import TensorContext, parameter
 from svd_hybrid.methods.steps.checks import check_choices, require
-from svd_hybrid.methods.steps.spectral_classes import stacked
-from svd_hybrid.patterns import matches_any
+from svd_hybrid.methods.steps.spectral_classes import inputs_first, stacked
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +86,7 @@ def pruned_tasks(deltas: Tensor, params: ImportanceParams, ctx: TensorContext) -
             return torch.zeros_like(matrices)
         rows = [_survivors(m, m.abs(), d, params) for m, d in _with_density(matrices, params, ctx)]
         return torch.stack(rows)
-    turned = matches_any(params.transposed, ctx.name)
+    turned = inputs_first(params.transposed, ctx)
     found = []
     for (matrix, density), gram in zip(
         _with_density(matrices, params, ctx), ctx.statistics, strict=True
@@ -168,7 +167,7 @@ def _best(scored: Tensor, density: float) -> Tensor:
 def drawn_tasks(deltas: Tensor, params: ImportanceParams, ctx: TensorContext, seed: int) -> Tensor:
     """Entries drawn with probability p ~ sqrt(score), divided by p: their mean is the delta."""
     found = []
-    turned = matches_any(params.transposed, ctx.name) and ctx.statistics is not None
+    turned = inputs_first(params.transposed, ctx) and ctx.statistics is not None
     for number, (matrix, density) in enumerate(_with_density(stacked(deltas), params, ctx)):
         weights = matrix.T if turned else matrix
         hessian = None

@@ -89,6 +89,11 @@ def matrices(
             yield stack, ctx
 
 
+def inputs_first(patterns: tuple[str, ...], ctx: TensorContext) -> bool:
+    """Whether a matrix is stored inputs x outputs, by the user's word or by its statistics'."""
+    return ctx.inputs_first or matches_any(patterns, ctx.name)
+
+
 def stacked(deltas: Tensor) -> Tensor:
     """Deltas (N, *shape) as a stacked part (N, rows, columns)."""
     return deltas.reshape(-1, *evaluate.matrix_shape(tuple(deltas.shape[1:])))

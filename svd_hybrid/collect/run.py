@@ -1,0 +1,250 @@
+"""`svdh stats collect`: every task's data through a model, its layers' inputs into files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from svd_hybrid.collect.attention import visible_attention
+from svd_hybrid.collect.blocks import Blocks
+from svd_hybrid.collect.layers import Layer, weight_layers
+from svd_hybrid.collect.record import StatisticsRecord, digests
+from svd_hybrid.collect.recorder import Kind, Recorder
+from svd_hybrid.collect.store import StatisticsStore
+from svd_hybrid.data.batches import TaskData
+from svd_hybrid.data.source import Source
+from svd_hybrid.errors import FamilyError, UsageError, shorten
+from svd_hybrid.io.reader import CheckpointReader, open_checkpoint
+from svd_hybrid.models.inputs import InputSettings, open_task_data
+from svd_hybrid.models.live import LiveModel
+from svd_hybrid.models.load import live_model
+from svd_hybrid.numerics.moments import InputMoments
+
+Progress = Callable[[str, int, int], None]
+AROUND = "around"
+
+
+@dataclass(frozen=True, slots=True)
+class CollectRequest:
+    """What to collect.
+
+    Args:
+        tasks: checkpoint by task, in order.
+        sources: data by task.
+        output: folder for `<task>.safetensors`.
+        kind: second moments (n,), or Gram matrices (n, n).
+        base: base checkpoint; needed where `ran` is `base`.
+        model: folder with config.json, or `module:function`; None for the first of the task's own
+            folder and the base that has one.
+        ran: whose weights run: each task's own, or the base's.
+        inputs: how data becomes batches.
+        overwrite: replace statistics of other weights, data or settings.
+    """
+
+    tasks: Mapping[str, Path]
+    sources: Mapping[str, Source]
+    output: Path
+    kind: Kind = "moment"
+    base: Path | None = None
+    model: str | None = None
+    ran: Literal["task", "base"] = "task"
+    inputs: InputSettings = field(default_factory=InputSettings)
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CollectResult:
+    """What was collected.
+
+    Args:
+        folder: with the files.
+        records: by task.
+        seconds: by task; 0 where the file was there already.
+        notes: what the user should know.
+    """
+
+    folder: Path
+    records: Mapping[str, StatisticsRecord]
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """One document."""
+        tasks = {task: record.summary() for task, record in self.records.items()}
+        return {
+            "statistics_dir": str(self.folder),
+            "tasks": tasks,
+            "seconds": dict(self.seconds),
+            "notes": list(self.notes),
+        }
+
+
+def run_collect(request: CollectRequest, progress: Progress | None = None) -> CollectResult:
+    """Collect and store the statistics of every task.
+
+    Raises:
+        UsageError, StorageError, FamilyError: a model or data that cannot be used, or a folder
+            that is in the way.
+    """
+    if request.ran == "base" and request.base is None:
+        raise UsageError("no base given", fix="pass --base-model-path PATH")
+    store = StatisticsStore(request.output)
+    records: dict[str, StatisticsRecord] = {}
+    seconds: dict[str, float] = {}
+    notes: list[str] = []
+    live: LiveModel | None = None
+    for number, (task, path) in enumerate(request.tasks.items()):
+        started = time.monotonic()
+        chosen = request.base if request.ran == "base" and request.base else path
+        checkpoint = open_checkpoint(chosen)
+        model = request.model or _configured(request.base)
+        if live is not None and model is not None and live.infos == checkpoint.infos:
+            live.put_checkpoint(checkpoint)  # the same configuration serves every task
+        else:
+            live = live_model(checkpoint, model)
+        data = open_task_data(live, request.sources[task], task, request.inputs)
+        record = _planned(request, task, checkpoint, data)
+        run = _TaskRun(live, data, store, record, progress)
+        if store.finished(record, request.overwrite):
+            notes.append(f"task {task!r} was collected before")
+            seconds[task] = 0.0
+        else:
+            record = run.collect()
+            seconds[task] = time.monotonic() - started
+        records[task] = record
+        notes += [*live.notes, *data.notes, *run.notes] if number == 0 else run.notes
+        if progress:
+            progress("tasks", number + 1, len(request.tasks))
+    store.write_summary({task: record.summary() for task, record in records.items()})
+    return CollectResult(request.output, records, seconds, tuple(dict.fromkeys(notes)))
+
+
+def _configured(base: Path | None) -> Path | None:
+    """The base's folder, where it has a configuration; else the checkpoint's own decides."""
+    found = base is not None and base.is_dir() and (base / "config.json").is_file()
+    return base if found else None
+
+
+def _planned(
+    request: CollectRequest, task: str, checkpoint: CheckpointReader, data: TaskData
+) -> StatisticsRecord:
+    described = data.described()
+    return StatisticsRecord(task, request.kind, request.ran, digests(checkpoint), described)
+
+
+class _TaskRun:
+    """One task's data through one model."""
+
+    def __init__(
+        self,
+        live: LiveModel,
+        data: TaskData,
+        store: StatisticsStore,
+        record: StatisticsRecord,
+        progress: Progress | None,
+    ) -> None:
+        self.live = live
+        self.data = data
+        self.store = store
+        self.record = record
+        self.progress = progress
+        self.notes: list[str] = []
+
+    def collect(self) -> StatisticsRecord:
+        """Run what no earlier run has finished and write the task's file."""
+        layers, self.notes = weight_layers(self.live)
+        with _ready(self.live):
+            grams = self.record.kind == "gram"
+            blocks = Blocks(self.live, next(iter(self.data))) if grams else None
+            groups = self._groups(layers, blocks)
+            for done, (group, members) in enumerate(groups.items(), start=1):
+                if not self.store.has_piece(self.record, group):
+                    found = self._recorded(members, blocks, group)
+                    self.store.keep_piece(self.record, group, found)
+                if self.progress:
+                    self.progress(self.record.task, done, len(groups))
+        return self._finished(layers, list(groups))
+
+    def _groups(self, layers: list[Layer], blocks: Blocks | None) -> dict[str, list[Layer]]:
+        """Layers that are collected together: a block's Grams, or all moments at once."""
+        if blocks is None:
+            return {AROUND: layers}
+        groups: dict[str, list[Layer]] = {path: [] for path in blocks.paths}
+        groups[AROUND] = []
+        for layer in layers:
+            owner = next((p for p in blocks.paths if f"{layer.path}.".startswith(f"{p}.")), AROUND)
+            groups[owner].append(layer)
+        if not blocks.chained:
+            self.notes.append(
+                "blocks depend on more than the block before them: the whole model runs for each"
+            )
+        return {name: members for name, members in groups.items() if members}
+
+    def _recorded(
+        self, layers: list[Layer], blocks: Blocks | None, group: str
+    ) -> dict[str, InputMoments]:
+        recorder = Recorder(
+            self.record.kind,
+            layers,
+            self.data.examples.source,
+            own_module=self.live.config is None,
+        )
+        block = blocks.paths.index(group) if blocks and group in blocks.paths else None
+        for batch in self.data:
+            with recorder.recording(self.live.module, batch):
+                if blocks is None:
+                    self.live(batch.inputs)
+                else:
+                    blocks.run(batch, block)
+        return {
+            name: moments
+            for names, moments in recorder.moments.items()
+            if moments.samples
+            for name in names
+        }
+
+    def _finished(self, layers: list[Layer], groups: list[str]) -> StatisticsRecord:
+        """Write the task's file and say what it lacks.
+
+        Raises:
+            FamilyError: no layer was seen.
+        """
+        seen = self.store.stored_names(self.record, groups)
+        if not seen:
+            raise FamilyError(
+                "no layer of this model has inputs that can be seen",
+                where=self.live.source,
+                fix="statistics need nn.Linear, Conv1D, convolutions or attention modules",
+            )
+        unused = sorted(name for layer in layers for name in layer.names if name not in seen)
+        if unused:
+            self.notes.append(f"no input passed through {shorten(unused, 3)}")
+        first = {name for layer in layers if layer.inputs_first for name in layer.names}
+        matrices = (n for n, i in self.live.infos.items() if i.is_float and len(i.shape) > 1)
+        whole = replace(
+            self.record,
+            inputs_first=tuple(sorted(first & seen)),
+            without=tuple(sorted(set(matrices) - seen)),
+        )
+        return self.store.finish(whole, groups)
+
+
+@contextmanager
+def _ready(live: LiveModel) -> Iterator[None]:
+    """Without gradients, caches and fused attention."""
+    config = live.config
+    caches = getattr(config, "use_cache", None)
+    if caches:
+        config.use_cache = False
+    try:
+        with torch.no_grad(), visible_attention(live.module):
+            yield
+    finally:
+        if caches:
+            config.use_cache = caches

@@ -1,0 +1,146 @@
+"""Files of a collection: finished ones per task, and pieces of one that is under way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from svd_hybrid.collect.record import StatisticsRecord
+from svd_hybrid.errors import StorageError
+from svd_hybrid.io.safetensors_reader import SafetensorsReader
+from svd_hybrid.io.safetensors_writer import SafetensorsWriter
+from svd_hybrid.io.staging import staged_file
+from svd_hybrid.numerics.moments import InputMoments
+
+PIECES = ".partial"
+ROWS = "rows"
+
+
+class StatisticsStore:
+    """A folder with `<task>.safetensors` files.
+
+    Args:
+        folder: made if it does not exist.
+
+    Raises:
+        StorageError: it is a file, or cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"cannot make the folder: {error.strerror}",
+                where=str(folder),
+                fix="choose another --output-dir",
+            ) from error
+
+    def path(self, task: str) -> Path:
+        """Where a task's file goes."""
+        return self.folder / f"{task}.safetensors"
+
+    def finished(self, record: StatisticsRecord, overwrite: bool) -> bool:
+        """Whether the task's file is there already.
+
+        Raises:
+            StorageError: one of other weights, data or settings is, and may not be replaced.
+        """
+        path = self.path(record.task)
+        if not path.exists() or overwrite:
+            return False
+        stored = read_record(path)
+        if stored is not None and stored.key == record.key:
+            return True
+        raise StorageError(
+            f"statistics of task {record.task!r} are there, of other weights, data or settings",
+            where=str(path),
+            fix="choose another --output-dir, or pass --overwrite",
+        )
+
+    def piece(self, record: StatisticsRecord, group: str) -> Path:
+        """Where one group of layers waits for the others."""
+        return self.folder / PIECES / f"{record.task}-{record.key[:16]}" / f"{group}.safetensors"
+
+    def has_piece(self, record: StatisticsRecord, group: str) -> bool:
+        """Whether a group was finished by an earlier run."""
+        return self.piece(record, group).is_file()
+
+    def keep_piece(
+        self, record: StatisticsRecord, group: str, moments: Mapping[str, InputMoments]
+    ) -> None:
+        """Store one group of layers, whole or not at all."""
+        path = self.piece(record, group)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = {name: found.samples for name, found in moments.items()}
+        with staged_file(path, overwrite=True) as target:
+            save_file(
+                {name: found.mean for name, found in moments.items()},
+                target,
+                {ROWS: json.dumps(rows)},
+            )
+
+    def stored_names(self, record: StatisticsRecord, groups: list[str]) -> set[str]:
+        """Weights of which these groups hold statistics."""
+        readers = (SafetensorsReader(self.piece(record, group)) for group in groups)
+        return {name for reader in readers for name in reader.infos}
+
+    def finish(self, record: StatisticsRecord, groups: list[str]) -> StatisticsRecord:
+        """Join the groups into the task's file and drop them; the record as it was stored."""
+        readers = [SafetensorsReader(self.piece(record, group)) for group in groups]
+        owner = {name: reader for reader in readers for name in reader.infos}
+        rows = {
+            name: count
+            for reader in readers
+            for name, count in json.loads(metadata_of(reader.path)[ROWS]).items()
+        }
+        whole = replace(record, rows=dict(sorted(rows.items())))
+        infos = {name: owner[name].infos[name] for name in sorted(owner)}
+        with (
+            staged_file(self.path(record.task), overwrite=True) as target,
+            SafetensorsWriter(target, infos, whole.metadata()) as writer,
+        ):
+            for name in writer.order:
+                writer.write(name, owner[name].read(name))
+        shutil.rmtree(self.piece(record, "any").parent, ignore_errors=True)
+        if not any((self.folder / PIECES).iterdir()):
+            (self.folder / PIECES).rmdir()
+        return whole
+
+    def write_summary(self, records: Mapping[str, Mapping[str, Any]]) -> None:
+        """`statistics.json`, for people; nothing reads it."""
+        with staged_file(self.folder / "statistics.json", overwrite=True) as target:
+            text = json.dumps({"tasks": records}, indent=1, ensure_ascii=False, sort_keys=True)
+            target.write_text(text + "\n", encoding="utf-8")
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """String pairs of a safetensors header; empty for other files."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
+
+
+def read_record(path: Path) -> StatisticsRecord | None:
+    """The record of a statistics file; None where it has none.
+
+    Raises:
+        FamilyError: of a version or shape this program does not know.
+    """
+    return StatisticsRecord.read(metadata_of(path), str(path))
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """Everything a statistics file holds."""
+    return load_file(path)
