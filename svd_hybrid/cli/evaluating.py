@@ -127,9 +127,11 @@ def evaluator_options(command: F) -> F:
             help="<task>.weight, <task>.bias of each task.  [default: the model's own logits]",
         ),
         click.option(
+            "--model-path",
             "--model",
-            metavar="DIR|M:F",
-            help="Folder with config.json, or module:function that builds the model.  [default: "
+            "model",
+            metavar="DIR|MODULE:FUNCTION",
+            help="Folder with config.json, or a function that builds the model.  [default: "
             "the base's folder]",
         ),
         click.option(
