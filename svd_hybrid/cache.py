@@ -102,8 +102,6 @@ class ResultsCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = (folder or default_folder()) / FOLDER
-        self.hits = 0
-        self.misses = 0
 
     def get(self, key: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The value stored under a key; None when there is none, or it is damaged.
@@ -115,7 +113,6 @@ class ResultsCache:
         path = self._path(whole)
         entry = _read(path)
         found = entry is not None and _name_of(entry["key"]) == path.name
-        self.hits, self.misses = self.hits + found, self.misses + (not found)
         return entry["value"] if entry is not None and found else None
 
     def put(

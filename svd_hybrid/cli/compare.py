@@ -187,6 +187,7 @@ def _run(values: Mapping[str, Any], *, quiet: bool) -> CompareResult:
             values["artifact_dir"] is not None,
             scored_names(values),
             values["patience"],
+            found.checkpoints,
             search,
             opened_cache(values),
         )

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from svd_hybrid.compress.memory import MemoryMerge, merge_in_memory
 from svd_hybrid.compress.run import CompressRequest, open_source, run_compress
 from svd_hybrid.compress.source import DeltaSource
 from svd_hybrid.delta.evaluate import BeyondRangeError
-from svd_hybrid.errors import UsageError
+from svd_hybrid.errors import UsageError, shorten
 from svd_hybrid.evaluation.base import Evaluator
 from svd_hybrid.evaluation.run import scored_tasks
 from svd_hybrid.evaluation.scoring import Progress
@@ -56,6 +56,7 @@ class CompareRequest:
         writes: whether the best is written.
         tasks: scored; empty for those of the family.
         patience: early stop of scaling grids; 0 for none.
+        originals: fine-tunes that scores are compared with; empty for those of the family.
         search: how to search weights of the family's artifact; None for no search.
         cache: of results.
     """
@@ -68,6 +69,7 @@ class CompareRequest:
     writes: bool = False
     tasks: tuple[str, ...] = ()
     patience: int = PATIENCE
+    originals: Mapping[str, Path] = field(default_factory=dict)
     search: SearchSettings | None = None
     cache: ResultsCache | None = None
 
@@ -117,7 +119,7 @@ class _Comparison:
         for judge in (self.validation, self.test):
             judge.refer_to(self._fine_tunes())
         self.candidates: list[Candidate] = []
-        self.notes: list[str] = []
+        self.notes = self._shared_data()
         self.points = sum(len(c.scalings) for c in request.combinations)
 
     def run(self) -> CompareResult:
@@ -161,6 +163,19 @@ class _Comparison:
             time.process_time() - self.cpu,
         )
 
+    def _shared_data(self) -> list[str]:
+        """A warning where candidates are chosen on the data they are reported on."""
+        evaluators = (self.request.validation, self.request.test)
+        shared = [
+            task
+            for task in self.tasks
+            if (known := evaluators[0].identity(task)) is not None
+            and known == evaluators[1].identity(task)
+        ]
+        if not shared:
+            return []
+        return [f"validation and test data are the same, so scores flatter: {shorten(shared)}"]
+
     def _scorer_notes(self) -> list[str]:
         judges = (self.validation, self.test)
         return [n for j in judges for n in (*j.scorer.notes, *j.scorer.evaluator.notes)]
@@ -168,11 +183,12 @@ class _Comparison:
     def _fine_tunes(self) -> Iterator[Subject]:
         """Every task's own model: the originals where they are given."""
         config = self.family.config
-        if self.family.tasks:
+        originals = self.request.originals or self.family.tasks
+        if originals:
             policy = FamilyPolicy(
                 config.on_missing, config.on_extra, config.on_shape_mismatch, config.nonfinite
             )
-            yield from fine_tuned(self.family.base, self.family.tasks, policy)
+            yield from fine_tuned(self.family.base, originals, policy)
         elif self.stored is not None and self.stored.recovers_tasks:
             yield from (self.stored.recovered(task) for task in self.stored.tasks)
 

@@ -190,6 +190,19 @@ def test_weights_are_searched_and_become_a_merge(family, artifact, tmp_path):
     assert again.best.candidate.parameters == result.best.candidate.parameters
 
 
+def test_choosing_on_test_data_is_never_silent(family):
+    evaluator = load_callable("tests.evaluation.scorers:closeness", TASKS)
+    result = run_compare(asked(family, validation=evaluator, test=evaluator))
+    assert any("the same, so scores flatter: 'ant', 'bee', 'cat'" in n for n in result.notes)
+    assert not any("flatter" in note for note in run_compare(asked(family)).notes)
+
+
+def test_originals_are_what_scores_of_an_artifact_are_compared_with(family, artifact):
+    request = CompressRequest(family.base, {}, Path(), CompressConfig(), from_artifact=artifact)
+    result = run_compare(asked(family, family=request, originals=family.tasks))
+    assert result.references["test"]["kind"] == "fine-tuned"
+
+
 def test_searching_needs_an_artifact(family):
     with pytest.raises(UsageError, match="among the tasks of an artifact"):
         run_compare(asked(family, search=SearchSettings()))
