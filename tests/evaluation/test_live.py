@@ -128,6 +128,54 @@ def test_zero_shot_heads_compare_directions(places):
         ).build(["cars"])
 
 
+def test_a_classifier_with_its_own_head_needs_none(places, tmp_path):
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=24, num_labels=CLASSES,
+    )  # fmt: skip
+    model = transformers.BertForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path / "m")
+    evaluator = replace(
+        choice(places, "text", outputs=ClassificationSettings()), base=tmp_path / "m"
+    ).build(["cars"])
+    got = evaluator.open(load_file(tmp_path / "m" / "model.safetensors"))("cars")
+    arrays = np.load(places / "tokens.npz")
+    with torch.inference_mode():
+        logits = model(input_ids=torch.from_numpy(arrays["cars_input_ids"])).logits
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(arrays["cars_labels"]))
+    assert got["loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_clip_encoders_give_their_projected_features(places, tmp_path):
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.CLIPVisionConfig(
+        hidden_size=24, intermediate_size=24, projection_dim=WIDTH, num_hidden_layers=1,
+        num_attention_heads=2, image_size=16, patch_size=8, num_channels=3,
+    )  # fmt: skip
+    model = transformers.CLIPVisionModelWithProjection(config).eval()
+    model.save_pretrained(tmp_path / "m")
+    outputs = ClassificationSettings(places / "zero.safetensors", "zero-shot")
+    inputs = InputSettings(normalise="0.5/0.25")
+    evaluator = replace(
+        choice(places, "vision", outputs=outputs, inputs=inputs), base=tmp_path / "m"
+    ).build(["cars"])
+    got = evaluator.open(load_file(tmp_path / "m" / "model.safetensors"))("cars")
+    arrays = np.load(places / "images.npz")
+    pixels = (torch.from_numpy(arrays["cars_images"]).float() / 255 - 0.5) / 0.25
+    with torch.inference_mode():
+        found = model(pixels[:, None].expand(-1, 3, -1, -1)).image_embeds
+    rows = load_file(places / "zero.safetensors")["cars.weight"]
+    normalize = torch.nn.functional.normalize
+    logits = 100 * normalize(found, dim=1) @ normalize(rows, dim=1).T
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(arrays["cars_labels"]))
+    assert got["loss"] == pytest.approx(float(loss), rel=1e-4)
+
+
 # --- perplexity -----------------------------------------------------------------------------------
 
 
