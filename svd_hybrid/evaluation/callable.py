@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from svd_hybrid.errors import UsageError
+from svd_hybrid.errors import SvdhError, UsageError
 from svd_hybrid.evaluation.base import EvaluationError, Metric, Scorer, Scores, State
 from svd_hybrid.evaluation.split import ALL, Part
 
@@ -64,7 +64,16 @@ class CallableEvaluator:
 
         def score(task: str) -> Scores:
             extra = {"part": self.part.name} if self._takes_part else {}
-            found = self.function(dict(state), task, **extra)
+            try:
+                found = self.function(dict(state), task, **extra)
+            except SvdhError:
+                raise
+            except Exception as error:  # the user's code raises what it likes
+                raise EvaluationError(
+                    f"evaluator failed: {type(error).__name__}: {str(error)[:200]}",
+                    where=f"evaluator {self.name}, task {task!r}",
+                    fix="--debug shows where",
+                ) from error
             if isinstance(found, Mapping):
                 return {str(name): _number(value) for name, value in found.items()}
             if len(self.metrics) > 1:
@@ -105,7 +114,7 @@ def load_callable(name: str, tasks: Sequence[str]) -> CallableEvaluator:
         raise UsageError(f"evaluator {name!r} is not MODULE:FUNCTION")
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.insert(0, here)
+        sys.path.append(here)  # last, so that nothing in it hides an installed module
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -115,6 +124,11 @@ def load_callable(name: str, tasks: Sequence[str]) -> CallableEvaluator:
             f"no module {module_name!r}",
             where=f"evaluator {name!r}",
             fix="put it into this folder or on PYTHONPATH",
+        ) from error
+    except Exception as error:  # the user's code raises what it likes
+        raise UsageError(
+            f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}",
+            where=f"evaluator {name!r}",
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):

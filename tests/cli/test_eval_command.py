@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -186,6 +187,21 @@ def test_comparisons_that_cannot_be_made(svdh, line, words, code, text):
     run = svdh(*line("compare", *words))
     assert (run.code, run.out) == (code, "")
     assert text in run.err
+
+
+def test_choices_on_the_command_line_are_those_of_the_library():
+    from svd_hybrid.cli import compare, evaluating
+    from svd_hybrid.cli.eval import KINDS
+    from svd_hybrid.comparison.rule import PATIENCE, RULES
+    from svd_hybrid.comparison.search import SearchSettings
+    from svd_hybrid.evaluation import features, subjects
+
+    assert subjects.KINDS == KINDS
+    assert tuple(RULES) == compare.RULES
+    assert get_args(features.Pooling) == evaluating.POOLINGS
+    defaults = {option.name: option.default for option in compare.compare.params}
+    assert defaults["patience"] == PATIENCE
+    assert defaults["search_budget"] == SearchSettings().budget
 
 
 # --- cache ----------------------------------------------------------------------------------------

@@ -69,4 +69,8 @@ def text(state: Mapping[str, Any], task: str) -> str:
     return "good"
 
 
+def broken(state: Mapping[str, Any], task: str) -> float:
+    return float(state["no.such.tensor"].sum())
+
+
 no_function = 3

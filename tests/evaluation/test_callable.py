@@ -43,6 +43,7 @@ def test_metrics_say_which_way_is_better():
         ("wrong_keys", "'los'.*declares 'accuracy', 'loss'"),
         ("one_number", "one number, it declares 2"),
         ("text", "gave score = 'good'"),
+        ("broken", "evaluator failed: KeyError: 'no.such.tensor'"),
     ],
 )
 def test_scores_that_are_none(name, text):
@@ -63,6 +64,13 @@ def test_scores_that_are_none(name, text):
 def test_functions_that_are_none(name, text):
     with pytest.raises(UsageError, match=text):
         load_callable(name, [])
+
+
+def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch):
+    (tmp_path / "half_written_scorers.py").write_text("def score(state, task:\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="cannot be imported: SyntaxError"):
+        load_callable("half_written_scorers:score", [])
 
 
 def test_a_function_is_told_the_part_if_it_asks():
