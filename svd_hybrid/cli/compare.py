@@ -17,7 +17,7 @@ from svd_hybrid.cli.evaluating import (
     scored_names,
 )
 from svd_hybrid.cli.options import WordsCommand
-from svd_hybrid.cli.reporter import number, print_table
+from svd_hybrid.cli.reporter import print_table
 from svd_hybrid.console import (
     PATH,
     common_options,
@@ -25,13 +25,11 @@ from svd_hybrid.console import (
     overwrite_option,
     print_json,
     progress_bar,
-    size,
 )
 from svd_hybrid.errors import UsageError
 
 if TYPE_CHECKING:
-    from svd_hybrid.comparison.judge import Verdict
-    from svd_hybrid.comparison.result import CompareResult, Finalist
+    from svd_hybrid.comparison.result import CompareResult
     from svd_hybrid.comparison.search import SearchSettings
     from svd_hybrid.evaluation.base import Evaluator
 
@@ -243,88 +241,18 @@ def _write_weights(result: CompareResult, path: Path, *, overwrite: bool) -> Non
 
 
 def print_result(result: CompareResult, *, quiet: bool) -> None:
-    """The table and the best on stdout; where numbers come from on stderr."""
-    metric = result.metric
-    title = f"{metric.name} on test data" + (f", {metric.unit}" if metric.unit else "")
-    title += "" if metric.higher_is_better else " (lower is better)"
-    header = ["merge", "chosen", *result.tasks, "mean", "normalised", "validation"]
-    on_validation = result.base["validation"].value
-    rows = [
-        _reference_row(result),
-        _row("base", "", result.base["test"], result, on_validation),
-        *(_finalist_row(finalist, result) for finalist in result.finalists),
-    ]
-    if result.shipped is not None:
-        label = f"artifact, {result.shipped.merge}"
-        row = _row(label, "", result.shipped.test, result, None)
-        rows.append([*row, "", size(result.shipped.nbytes), ""])
-    widths = len(header) + 3
-    print_table(
-        title,
-        [*header, "tried", "bytes", "merge CPU s"],
-        [[*row, *[""] * (widths - len(row))] for row in rows],
-        to_stdout=True,
-        width=WIDE,
-    )
+    """The table, the best and its artifact on stdout; how much was tried on stderr."""
+    from svd_hybrid.comparison.table import header, parameters, rows, title
+
+    print_table(title(result), header(result), list(rows(result)), to_stdout=True, width=WIDE)
     if result.best is not None:
-        chosen = _parameters(result.best)
+        chosen = parameters(result.best.candidate)
         print(f"best by rule {result.rule.name}: {result.best.candidate.method} {chosen}")
     if result.shipped is not None:
         print(result.shipped.folder)
     if not quiet:
-        print_counts(result)
-
-
-def print_counts(result: CompareResult) -> None:
-    """How much was tried, on stderr."""
-    click.echo(
-        f"{len(result.candidates)} candidates on validation data, {len(result.finalists)} on test "
-        f"data; {result.cpu_s:.1f} s CPU",
-        err=True,
-    )
-
-
-def _reference_row(result: CompareResult) -> list[str]:
-    facts = result.references["test"]
-    scores = [facts["scores"].get(task) for task in result.tasks]
-    known = [score for score in scores if score is not None]
-    mean = sum(known) / len(known) if len(known) == len(scores) else None
-    cells = [number(score, ".2f") for score in scores]
-    return [facts["kind"] or "fine-tuned", "", *cells, number(mean, ".2f"), "", ""]
-
-
-def _row(
-    label: str, chosen: str, test: Verdict | None, result: CompareResult, validation: float | None
-) -> list[str]:
-    name = result.metric.name
-    if test is None or not test.found:
-        return [label, "diverges", *["–"] * (len(result.tasks) + 3)]
-    return [
-        label,
-        chosen,
-        *(number(test.found[task].scores[name], ".2f") for task in result.tasks),
-        number(test.mean, ".2f"),
-        number(test.normalised, ".4f"),
-        number(validation, ".4f") if validation is not None else "",
-    ]
-
-
-def _finalist_row(finalist: Finalist, result: CompareResult) -> list[str]:
-    candidate = finalist.candidate
-    tried = str(finalist.tried) + (f" (−{finalist.skipped})" if finalist.skipped else "")
-    weight = "–" if finalist.nbytes is None else size(finalist.nbytes)
-    row = _row(
-        candidate.method, _parameters(finalist), finalist.test, result, candidate.verdict.value
-    )
-    return [*row, tried, weight, number(finalist.merge_cpu_s, ".2f")]
-
-
-def _parameters(finalist: Finalist) -> str:
-    parameters = dict(finalist.candidate.parameters)
-    weights = parameters.pop("weights", None)
-    if weights is not None:
-        return " ".join(f"{task}={weight:g}" for task, weight in weights.items())
-    return " ".join(
-        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in parameters.items()
-    )
+        click.echo(
+            f"{len(result.candidates)} candidates on validation data, {len(result.finalists)} on "
+            f"test data; {result.cpu_s:.1f} s CPU",
+            err=True,
+        )

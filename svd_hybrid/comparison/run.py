@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
-from svd_hybrid.artifact.files import read_manifest
 from svd_hybrid.cache import ResultsCache
 from svd_hybrid.comparison.grid import Combination
 from svd_hybrid.comparison.judge import Judge
@@ -27,9 +26,10 @@ from svd_hybrid.comparison.result import (
 )
 from svd_hybrid.comparison.rule import PATIENCE, Best, EarlyStop, Rule
 from svd_hybrid.comparison.search import SearchSettings, Weights, search_weights
-from svd_hybrid.compress.config import CompressConfig, resolve_config
+from svd_hybrid.comparison.shipping import ship, winning_config
+from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.memory import MemoryMerge, merge_in_memory
-from svd_hybrid.compress.run import CompressRequest, open_source, run_compress
+from svd_hybrid.compress.run import CompressRequest, open_source
 from svd_hybrid.compress.source import DeltaSource
 from svd_hybrid.delta.evaluate import BeyondRangeError
 from svd_hybrid.errors import UsageError, shorten
@@ -247,6 +247,12 @@ class _Comparison:
             mask_dir=self.family.mask_dir if method.takes_masks else None,
         )
 
+    def _ship(self, best: Finalist) -> Shipped:
+        config = winning_config(best.candidate, self.request.combinations, self.family)
+        shipped, notes = ship(self._compress_request(config), self.test)
+        self.notes += notes
+        return shipped
+
     # --- weights of an artifact -----------------------------------------------------------------
 
     def _searched(self, settings: SearchSettings) -> Finalist:
@@ -275,57 +281,6 @@ class _Comparison:
         best = next(c for c in tried if c.parameters["weights"] == chosen)
         test = self.test.verdict(subject(found.weights))
         return Finalist(best, test, None, time.process_time() - started, len(tried))
-
-    # --- the winner -----------------------------------------------------------------------------
-
-    def _ship(self, best: Finalist) -> Shipped:
-        config = self._winning_config(best)
-        request = replace(
-            self._compress_request(config), artifact_dir=self.family.artifact_dir, config=config
-        )
-        result = run_compress(request)
-        self.notes += result.notes
-        subjects = ArtifactSubjects(result.artifact_dir, self.family.base)
-        return Shipped(
-            result.artifact_dir,
-            result.manifest.artifact_id,
-            config.merge_name,
-            int(result.bytes["bytes_artifact"]),
-            self.test.verdict(subjects.merge(config.merge_name)),
-        )
-
-    def _winning_config(self, best: Finalist) -> CompressConfig:
-        """The configuration that makes the winner's artifact."""
-        parameters = dict(best.candidate.parameters)
-        if best.candidate.method == SEARCHED:
-            weights = parameters["weights"]
-            assert self.stored is not None  # the search was on it
-            config = resolve_config(
-                {
-                    "method": "task-arithmetic",
-                    "weights": [weights[task] for task in self.stored.tasks],
-                    "scaling": 1.0,
-                },
-                "weight search",
-            )
-            return self._named(config, SEARCHED)
-        scaling = parameters.pop("scaling")
-        config = next(
-            combination.config
-            for combination in self.request.combinations
-            if (combination.config.method, dict(combination.varied))
-            == (best.candidate.method, parameters)
-        )
-        config = replace(config, parameters={**config.parameters, "scaling": scaling})
-        return self._named(config, config.method)
-
-    def _named(self, config: CompressConfig, name: str) -> CompressConfig:
-        """With a merge name that the artifact it is added to does not have yet."""
-        if self.family.from_artifact is None:
-            return config
-        taken = read_manifest(self.family.from_artifact).merges
-        names = (f"{name}-{number}" if number else name for number in range(len(taken) + 1))
-        return replace(config, merge_name=next(n for n in names if n not in taken))
 
 
 def _bytes_alone(leader: _Leader) -> int:

@@ -22,15 +22,15 @@ def rows(result: EvalResult) -> Iterator[list[str]]:
     for label, tasks in _groups(result):
         scores = [tasks[task].scores[result.metric.name] for task in tasks]
         cells = [
-            _number(tasks[task].scores[result.metric.name]) if task in tasks else NOTHING
+            shown(tasks[task].scores[result.metric.name]) if task in tasks else NOTHING
             for task in result.tasks
         ]
         whole = len(tasks) == len(result.tasks)
-        cells.append(_number(mean(scores)) if whole else NOTHING)
+        cells.append(shown(mean(scores)) if whole else NOTHING)
         if result.references.scores:
             shares = normalised(tasks, result.references, result.metric)
             share = mean(list(shares.values())) if len(shares) == len(result.tasks) else None
-            cells.append(NOTHING if share is None else f"{share:.4f}")
+            cells.append(shown(share, 4))
         yield [label, *cells]
 
 
@@ -53,6 +53,6 @@ def _only_own(row: SubjectScores) -> bool:
     return row.kind in GROUPED and list(row.tasks) == [row.name]
 
 
-def _number(score: float | None) -> str:
-    """Two digits after the point, which is what accuracies of a few hundred examples hold."""
-    return NOTHING if score is None else f"{score:.2f}"
+def shown(score: float | None, digits: int = 2) -> str:
+    """A number; two digits are what accuracies of a few hundred examples hold."""
+    return NOTHING if score is None else f"{score:.{digits}f}"
