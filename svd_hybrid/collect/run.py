@@ -28,6 +28,8 @@ from svd_hybrid.numerics.moments import InputMoments
 
 Progress = Callable[[str, int, int], None]
 AROUND = "around"
+FEW = 64
+"""Fewer samples than this make statistics that depend on which ones were taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ def run_collect(request: CollectRequest, progress: Progress | None = None) -> Co
             seconds[task] = time.monotonic() - started
         records[task] = record
         notes += [*live.notes, *data.notes, *run.notes] if number == 0 else run.notes
+        if len(data) < FEW:
+            notes.append(f"task {task!r} has {len(data)} samples; {FEW} and more are steadier")
         if progress:
             progress("tasks", number + 1, len(request.tasks))
     store.write_summary({task: record.summary() for task, record in records.items()})
@@ -180,6 +184,14 @@ class _TaskRun:
         for layer in layers:
             owner = next((p for p in blocks.paths if f"{layer.path}.".startswith(f"{p}.")), AROUND)
             groups[owner].append(layer)
+        shared = _in_several(groups)
+        if shared:
+            groups = {
+                name: [layer for layer in members if layer.names not in shared]
+                for name, members in groups.items()
+            }
+            listed = sorted(name for names in shared for name in names)
+            self.notes.append(f"no Gram of weights that several layers share: {shorten(listed)}")
         if not blocks.chained:
             self.notes.append(
                 "blocks depend on more than the block before them: the whole model runs for each"
@@ -233,6 +245,15 @@ class _TaskRun:
             without=tuple(sorted(set(matrices) - seen)),
         )
         return self.store.finish(whole, groups)
+
+
+def _in_several(groups: Mapping[str, list[Layer]]) -> set[tuple[str, ...]]:
+    """Names of the weights that layers of more than one group share."""
+    owners: dict[tuple[str, ...], set[str]] = {}
+    for group, members in groups.items():
+        for layer in members:
+            owners.setdefault(layer.names, set()).add(group)
+    return {names for names, found in owners.items() if len(found) > 1}
 
 
 @contextmanager

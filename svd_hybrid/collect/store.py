@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from svd_hybrid.collect.record import StatisticsRecord
-from svd_hybrid.errors import StorageError
+from svd_hybrid.errors import StorageError, UsageError
 from svd_hybrid.io.safetensors_reader import SafetensorsReader
 from svd_hybrid.io.safetensors_writer import SafetensorsWriter
 from svd_hybrid.io.staging import staged_file
@@ -46,7 +46,15 @@ class StatisticsStore:
             ) from error
 
     def path(self, task: str) -> Path:
-        """Where a task's file goes."""
+        """Where a task's file goes.
+
+        Raises:
+            UsageError: the task's name is no file name.
+        """
+        if Path(task).name != task or task.startswith("."):
+            raise UsageError(
+                f"task name {task!r} is no file name", fix="name it with --task NAME=PATH"
+            )
         return self.folder / f"{task}.safetensors"
 
     def finished(self, record: StatisticsRecord, overwrite: bool) -> bool:
@@ -111,10 +119,17 @@ class StatisticsStore:
         ):
             for name in writer.order:
                 writer.write(name, owner[name].read(name))
-        shutil.rmtree(self.piece(record, "any").parent, ignore_errors=True)
-        if not any((self.folder / PIECES).iterdir()):
-            (self.folder / PIECES).rmdir()
+        self._drop_pieces(record.task)
         return whole
+
+    def _drop_pieces(self, task: str) -> None:
+        """Remove what finished and abandoned runs of a task left."""
+        pieces = self.folder / PIECES
+        for folder in pieces.iterdir():
+            if folder.name.rpartition("-")[0] == task:
+                shutil.rmtree(folder, ignore_errors=True)
+        if not any(pieces.iterdir()):
+            pieces.rmdir()
 
     def write_summary(self, records: Mapping[str, Mapping[str, Any]]) -> None:
         """`statistics.json`, for people; nothing reads it."""

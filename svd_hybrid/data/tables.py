@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from svd_hybrid.data.examples import Examples, Kind, no_classes
+from svd_hybrid.data.examples import Chosen, Examples, Kind, no_classes
 from svd_hybrid.data.extra import require
 from svd_hybrid.data.images import decoded
 from svd_hybrid.data.labels import numbered
@@ -74,6 +74,8 @@ def parquet_file(path: Path, task: str, fields: Fields) -> Examples:
 def dataset(source: Source, task: str, fields: Fields) -> Examples:
     """A split of a dataset: a folder written by `save_to_disk`, or a name `load_dataset` knows.
 
+    `NAME:CONFIG` chooses a configuration. Samples are read when asked for.
+
     Raises:
         FamilyError: it cannot be loaded, has no such split, or lacks the fields.
     """
@@ -81,8 +83,11 @@ def dataset(source: Source, task: str, fields: Fields) -> Examples:
     where = str(source)
     try:
         on_disk = source.path.is_dir()
+        name, _, config = source.name.partition(":")
         found = (
-            datasets.load_from_disk(source.name) if on_disk else datasets.load_dataset(source.name)
+            datasets.load_from_disk(source.name)
+            if on_disk
+            else datasets.load_dataset(name, config or None)
         )
     except Exception as error:  # the library raises what its loaders, parsers and network raise
         raise FamilyError(
@@ -104,7 +109,7 @@ def dataset(source: Source, task: str, fields: Fields) -> Examples:
         raise FamilyError(f"no split {source.split!r}: the folder holds one table", where=where)
     if fields.image in found.column_names:
         found = found.cast_column(fields.image, datasets.Image(decode=False))
-    return from_rows(list(found), task, fields, where)
+    return from_rows(found, task, fields, where)
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]], task: str, fields: Fields, where: str) -> Examples:
@@ -116,9 +121,11 @@ def from_rows(rows: Sequence[Mapping[str, Any]], task: str, fields: Fields, wher
     if not rows:
         raise FamilyError("data has no samples", where=where)
     if fields.task in rows[0]:
-        tasks = sorted({str(row.get(fields.task)) for row in rows})
-        rows = [row for row in rows if row.get(fields.task) == task]
-        if not rows:
+        named = _column(rows, fields.task)
+        tasks = sorted({str(name) for name in named})
+        chosen = tuple(number for number, name in enumerate(named) if name == task)
+        rows = Chosen(rows, chosen)
+        if not chosen:
             raise FamilyError(
                 f"no rows of task {task!r}; field {fields.task!r} has {shorten(tasks, 8)}",
                 where=where,
@@ -131,10 +138,12 @@ def from_rows(rows: Sequence[Mapping[str, Any]], task: str, fields: Fields, wher
     )
     for kind, column in kinds:
         if column in rows[0]:
-            inputs = [_cell(kind, row, column, where) for row in rows]
+            inputs: Sequence[Any] = Cells(rows, kind, column, where)
+            if isinstance(rows, list):
+                inputs = list(inputs)
             labels, classes = None, no_classes()
             if fields.label in rows[0]:
-                labels, classes = numbered([row.get(fields.label) for row in rows], where)
+                labels, classes = numbered(_column(rows, fields.label), where)
             return Examples(kind, inputs, where, labels, classes)
     raise FamilyError(
         f"no column {fields.text!r}, {fields.image!r} or {TOKEN_FIELD!r}; "
@@ -142,6 +151,36 @@ def from_rows(rows: Sequence[Mapping[str, Any]], task: str, fields: Fields, wher
         where=where,
         fix="pass --text-field NAME or --image-field NAME",
     )
+
+
+class Cells(Sequence[Any]):
+    """The samples of a column, checked and decoded when asked for."""
+
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], kind: Kind, column: str, where: str
+    ) -> None:
+        self.rows = rows
+        self.kind = kind
+        self.column = column
+        self.where = where
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        return _cell(self.kind, self.rows[index], self.column, self.where)
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """One column, without decoding the others."""
+    if isinstance(rows, Chosen):
+        whole = _column(rows.items, name)  # type: ignore[arg-type] # rows of rows
+        return [whole[number] for number in rows.indices]
+    if hasattr(rows, "column_names"):
+        return list(rows.select_columns([name])[name])  # type: ignore[attr-defined]
+    return [row.get(name) for row in rows]
 
 
 def _cell(kind: Kind, row: Mapping[str, Any], column: str, where: str) -> Any:

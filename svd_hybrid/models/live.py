@@ -111,9 +111,27 @@ class LiveModel:
         """The module's output for named inputs (`input_ids`, `attention_mask`, `pixel_values`).
 
         A module of the user gets those its forward() names; if it names none, the first alone.
+
+        Raises:
+            FamilyError: the model cannot take them.
         """
-        if self.config is not None:
-            return self.module(**inputs)
-        accepted = inspect.signature(self.module.forward).parameters
-        named = {name: value for name, value in inputs.items() if name in accepted}
-        return self.module(**named) if named else self.module(next(iter(inputs.values())))
+        needed = getattr(self.module, "main_input_name", None)
+        if self.config is not None and needed not in inputs:
+            raise FamilyError(
+                f"the model takes {needed}, the data gives {', '.join(inputs)}",
+                where=self.source,
+                fix="pass images to vision models and text or token ids to language models",
+            )
+        try:
+            if self.config is not None:
+                return self.module(**inputs)
+            accepted = inspect.signature(self.module.forward).parameters
+            named = {name: value for name, value in inputs.items() if name in accepted}
+            return self.module(**named) if named else self.module(next(iter(inputs.values())))
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+            raise FamilyError(
+                f"the model cannot run on {shapes}: {str(error).strip().splitlines()[0][:200]}",
+                where=self.source,
+                fix="check that the data is what this model takes; --debug shows where it failed",
+            ) from error

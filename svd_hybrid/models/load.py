@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -49,6 +50,17 @@ def live_model(checkpoint: CheckpointReader, model: str | Path | None = None) ->
     return _from_folder(checkpoint, folder)
 
 
+@contextmanager
+def _importable_from_here() -> Iterator[None]:
+    """With the current folder among those that modules come from, as with `python -m`."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
 def _folder_of(path: Path) -> Path:
     return path if path.is_dir() else path.absolute().parent
 
@@ -56,8 +68,8 @@ def _folder_of(path: Path) -> Path:
 def _from_function(checkpoint: CheckpointReader, source: str) -> LiveModel:
     module_name, _, function_name = source.partition(":")
     try:
-        function = getattr(import_module(module_name), function_name)
-        module = function()
+        with _importable_from_here():
+            module = getattr(import_module(module_name), function_name)()
     except (ImportError, AttributeError, TypeError) as error:
         raise UsageError(
             f"--model {source} cannot be called: {error}",

@@ -66,6 +66,18 @@ def dataset_folder(path: Path, splits: dict[str, list[dict[str, Any]]]) -> Path:
     return path
 
 
+def test_a_dataset_is_read_by_task_with_its_labels(tmp_path):
+    rows = [
+        {"text": f"w{number}", "label": "no" if number % 2 else "yes", "task": task}
+        for number, task in enumerate(("ant", "bee", "ant", "bee", "ant"))
+    ]
+    data = dataset_folder(tmp_path / "ds", {"train": rows})
+    found = load_examples(Source.parse(f"{data}@train[1:3]"), "ant")
+    assert list(found.inputs) == ["w2", "w4"]
+    assert found.classes == ("yes",)
+    assert list(load_examples(Source.parse(f"{data}@train"), "bee").inputs) == ["w1", "w3"]
+
+
 @pytest.mark.parametrize(
     ("split", "text"),
     [("@test", "no split 'test'; the dataset has 'train'"), ("", "no split was named")],
@@ -210,6 +222,17 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
     np.savez(tmp_path / "d.npz", images=np.zeros((2, 12, 20), np.uint8))
     _, result = collected(saved("vit", tmp_path / "m"), tmp_path / "d.npz", tmp_path / "st")
     assert result.records["ant"].data["image_size"] == 16
+
+
+def test_data_that_is_not_what_the_model_takes(llama, tmp_path):
+    vit = saved("vit", tmp_path / "m")
+    with pytest.raises(FamilyError, match="the model takes input_ids, the data gives pixel_values"):
+        collected(llama, images(tmp_path / "i.npz", (2, 8, 8)), tmp_path / "a")
+    with pytest.raises(FamilyError, match="the model takes pixel_values, the data gives input_ids"):
+        collected(vit, tokens(tmp_path / "t.npz"), tmp_path / "b")
+    channels = {"image_channels": 3}
+    with pytest.raises(FamilyError, match=r"the model cannot run on pixel_values \[2, 3, 16, 16\]"):
+        collected(vit, images(tmp_path / "j.npz", (2, 8, 8)), tmp_path / "c", inputs=channels)
 
 
 def test_blank_images_stay_finite(tmp_path):

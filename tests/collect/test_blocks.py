@@ -147,6 +147,35 @@ def test_twelve_layers_need_the_memory_of_one_layers_grams(tmp_path, monkeypatch
     assert peaks["gram"] - peaks["moment"] < LAYERS * block / 2
 
 
+class Sharing(nn.Module):
+    """One matrix, used in a block and after all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.last = nn.Linear(4, 4)
+        self.last.weight = self.blocks[1].weight
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        x = self.blocks[1](self.blocks[0](pixel_values[:, 0]).tanh())
+        return self.last(x.tanh())
+
+
+def test_a_matrix_that_several_layers_share(tmp_path):
+    torch.manual_seed(0)
+    state = dict(Sharing().state_dict())
+    del state["last.weight"]  # as checkpoints hold tied weights
+    save_file(state, tmp_path / "m.safetensors")
+    data = images(tmp_path / "d.npz", (6, 4, 4))
+    model = {"model": f"{__name__}:Sharing"}
+    grams, result = collected(tmp_path / "m.safetensors", data, tmp_path / "gram", **model)
+    assert set(grams) == {"blocks.0.weight"}
+    assert "several layers share: 'blocks.1.weight'" in " ".join(result.notes)
+    _, result = collected(tmp_path / "m.safetensors", data, tmp_path / "moment", "moment", **model)
+    rows = result.records["ant"].rows
+    assert rows["blocks.1.weight"] == 2 * rows["blocks.0.weight"]
+
+
 def interrupted(folder: Path, out: Path, data: Path, monkeypatch: Any, after: int) -> None:
     """A run that stops after some groups were stored."""
     keep, kept = StatisticsStore.keep_piece, []

@@ -142,6 +142,14 @@ def test_a_function_whose_model_has_other_tensors(tmp_path):
         live_model(open_checkpoint(path), f"{__name__}:two_layers")
 
 
+def test_a_function_in_the_current_folder(tmp_path, monkeypatch):
+    path = write(tmp_path / "m.safetensors")
+    code = "from tests.models.test_load import two_layers as build\n"
+    (tmp_path / "my_model_file.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert len(live_model(open_checkpoint(path), "my_model_file:build").names) == 4
+
+
 @pytest.mark.parametrize("name", [f"{__name__}:nothing", "no_such_module:f"])
 def test_a_function_that_is_not_there(tmp_path, name):
     with pytest.raises(UsageError, match="cannot be called"):
