@@ -8,6 +8,7 @@ counts only where no earlier window predicted that token.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -138,11 +139,14 @@ class PerplexityEvaluator:
         return sum(max(len(row) - 1, 0) for row in self._rows[task])
 
     def identity(self, task: str) -> Mapping[str, Any] | None:
-        """Data and settings."""
+        """The very tokens, and settings."""
         known = self.data.identity(task)
         if known is None:
             return None
-        settings = {"evaluator": self.name, "part": self.part.as_json()}
+        digest = hashlib.sha256()
+        for row in self._rows[task]:
+            digest.update(len(row).to_bytes(8, "little") + row.tobytes())
+        settings = {"evaluator": self.name, "tokens": digest.hexdigest()}
         return {**known, **settings, "window": self.size, "stride": self.stride}
 
     def open(self, state: State) -> Scorer:

@@ -252,6 +252,12 @@ def test_a_text_file_is_one_sequence_and_its_parts_meet_in_it(places, tokenizer,
         tokens - round(tokens / 4),
     ]
     assert evaluator.open(state_of(places, "llama"))("x")["perplexity"] > 1
+    some = choice(
+        places, "perplexity", inputs=inputs, data=(f"{tmp_path / 'text.txt'}[1:3]",)
+    ).build(["x"])
+    assert some.count("x") + 1 == 2 * 8
+    known = [json.dumps(e.identity("x"), sort_keys=True) for e in (evaluator, some, *parts)]
+    assert len(set(known)) == 4
 
 
 # --- what does not fit ----------------------------------------------------------------------------
