@@ -29,7 +29,7 @@ from svd_hybrid.comparison.search import SearchSettings, Weights, search_weights
 from svd_hybrid.comparison.shipping import ship, winning_config
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.memory import MemoryMerge, merge_in_memory
-from svd_hybrid.compress.run import CompressRequest, open_source
+from svd_hybrid.compress.run import CompressRequest, OpenFamily, open_source
 from svd_hybrid.compress.source import DeltaSource
 from svd_hybrid.delta.evaluate import BeyondRangeError
 from svd_hybrid.errors import UsageError, shorten
@@ -116,6 +116,7 @@ class _Comparison:
             Judge(evaluator, self.tasks, request.rule, request.cache)
             for evaluator in (request.validation, request.test)
         )
+        self._check_methods()
         for judge in (self.validation, self.test):
             judge.refer_to(self._fine_tunes())
         self.candidates: list[Candidate] = []
@@ -162,6 +163,12 @@ class _Comparison:
             time.monotonic() - self.wall,
             time.process_time() - self.cpu,
         )
+
+    def _check_methods(self) -> None:
+        """Refuse what a method lacks before anything is scored."""
+        firsts = {c.config.method: c.config for c in reversed(self.request.combinations)}
+        for config in firsts.values():
+            OpenFamily.open(self._compress_request(config), self.source, None)
 
     def _shared_data(self) -> list[str]:
         """A warning where candidates are chosen on the data they are reported on."""

@@ -203,6 +203,13 @@ def test_originals_are_what_scores_of_an_artifact_are_compared_with(family, arti
     assert result.references["test"]["kind"] == "fine-tuned"
 
 
+def test_a_method_that_lacks_its_statistics_is_refused_before_anything_is_scored(family):
+    scorers.CALLS.clear()
+    with pytest.raises(UsageError, match="reads layer statistics"):
+        run_compare(asked(family, ("ties", "scale-svd"), ()))
+    assert scorers.CALLS == []
+
+
 def test_searching_needs_an_artifact(family):
     with pytest.raises(UsageError, match="among the tasks of an artifact"):
         run_compare(asked(family, search=SearchSettings()))
