@@ -168,7 +168,8 @@ class _Comparison:
         """Refuse what a method lacks before anything is scored."""
         firsts = {c.config.method: c.config for c in reversed(self.request.combinations)}
         for config in firsts.values():
-            OpenFamily.open(self._compress_request(config), self.source, None)
+            alone = replace(config, store_tasks="off")  # as merges are computed
+            OpenFamily.open(self._compress_request(alone), self.source, None)
 
     def _shared_data(self) -> list[str]:
         """A warning where candidates are chosen on the data they are reported on."""
