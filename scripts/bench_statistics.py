@@ -40,7 +40,7 @@ from svd_hybrid.models.load import live_model
 
 FACTORS = (0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
 KINDS: tuple[Literal["moment", "gram"], ...] = ("moment", "gram")
-SEARCHED = 200
+SEARCHED = 100
 """Samples per task, of the calibration half, on which a factor is judged."""
 PATIENCE = 2
 """The search stops after so many factors without a better one."""

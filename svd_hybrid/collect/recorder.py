@@ -87,17 +87,18 @@ class Recorder:
         assert self.batch is not None
         moments = self.moments[layer.names]
         if self._last is not None and self._last.serves(inputs, moments.kind, layer):
-            moments.include(self._last.total.clone(), self._last.samples)
+            moments.include(self._last.total, self._last.samples)
             return
         rows = layer.rows(inputs) if layer.rows else inputs
         if rows.shape[-1] != layer.features:
             rows = rows.flatten(-_axes(rows, layer.features))
+        self._last = None  # its matrix is not needed beside the next one
         kept = self._without_padding(layer, rows)
         total = summed(kept, moments.kind)
         if not bool(torch.isfinite(total).all()):
             self._refuse(layer, inputs)
         version = inputs._version
-        self._last = _Sum(inputs, version, moments.kind, layer.rows, total.clone(), len(kept))
+        self._last = _Sum(inputs, version, moments.kind, layer.rows, total, len(kept))
         moments.include(total, len(kept))
 
     def _hook(self, layer: Layer) -> Any:

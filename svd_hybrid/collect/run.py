@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from svd_hybrid.collect.attention import visible_attention
 from svd_hybrid.collect.blocks import Blocks
@@ -19,12 +20,11 @@ from svd_hybrid.collect.recorder import Kind, Recorder
 from svd_hybrid.collect.store import StatisticsStore
 from svd_hybrid.data.batches import TaskData
 from svd_hybrid.data.source import Source
-from svd_hybrid.errors import FamilyError, UsageError, shorten
+from svd_hybrid.errors import FamilyError, StorageError, UsageError, shorten
 from svd_hybrid.io.reader import CheckpointReader, open_checkpoint
 from svd_hybrid.models.inputs import InputSettings, open_task_data
 from svd_hybrid.models.live import LiveModel
 from svd_hybrid.models.load import live_model
-from svd_hybrid.numerics.moments import InputMoments
 
 Progress = Callable[[str, int, int], None]
 AROUND = "around"
@@ -96,6 +96,10 @@ def run_collect(request: CollectRequest, progress: Progress | None = None) -> Co
     """
     if request.ran == "base" and request.base is None:
         raise UsageError("no base given", fix="pass --base-model-path PATH")
+    if request.base is not None and not request.base.exists():
+        raise StorageError(
+            "base does not exist", where=str(request.base), fix="check the path and its spelling"
+        )
     store = StatisticsStore(request.output)
     records: dict[str, StatisticsRecord] = {}
     seconds: dict[str, float] = {}
@@ -200,7 +204,8 @@ class _TaskRun:
 
     def _recorded(
         self, layers: list[Layer], blocks: Blocks | None, group: str
-    ) -> dict[str, InputMoments]:
+    ) -> dict[str, tuple[Tensor, int]]:
+        """Mean and number of inputs, by checkpoint name."""
         recorder = Recorder(
             self.record.kind,
             layers,
@@ -214,12 +219,13 @@ class _TaskRun:
                     self.live(batch.inputs)
                 else:
                     blocks.run(batch, block)
-        return {
-            name: moments
-            for names, moments in recorder.moments.items()
-            if moments.samples
-            for name in names
-        }
+        found: dict[str, tuple[Tensor, int]] = {}
+        while recorder.moments:  # each float64 sum is freed once its mean is taken
+            names, moments = recorder.moments.popitem()
+            if moments.samples:
+                mean = moments.mean
+                found |= dict.fromkeys(names, (mean, moments.samples))
+        return found
 
     def _finished(self, layers: list[Layer], groups: list[str]) -> StatisticsRecord:
         """Write the task's file and say what it lacks.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from svd_hybrid.collect.record import StatisticsRecord
@@ -18,7 +17,7 @@ from svd_hybrid.errors import StorageError, UsageError
 from svd_hybrid.io.safetensors_reader import SafetensorsReader
 from svd_hybrid.io.safetensors_writer import SafetensorsWriter
 from svd_hybrid.io.staging import staged_file
-from svd_hybrid.numerics.moments import InputMoments
+from svd_hybrid.io.tensors import info_of
 
 PIECES = ".partial"
 ROWS = "rows"
@@ -28,22 +27,24 @@ class StatisticsStore:
     """A folder with `<task>.safetensors` files.
 
     Args:
-        folder: made if it does not exist.
+        folder: made with the first file in it.
 
     Raises:
-        StorageError: it is a file, or cannot be made.
+        StorageError: it is a file, or lies in no folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        if folder.exists() and not folder.is_dir():
             raise StorageError(
-                f"cannot make the folder: {error.strerror}",
-                where=str(folder),
-                fix="choose another --output-dir",
-            ) from error
+                "output is a file", where=str(folder), fix="choose another --output-dir"
+            )
+        if not folder.absolute().parent.is_dir():
+            raise StorageError(
+                "folder of the output does not exist",
+                where=str(folder.absolute().parent),
+                fix="create it first",
+            )
 
     def path(self, task: str) -> Path:
         """Where a task's file goes.
@@ -84,18 +85,17 @@ class StatisticsStore:
         return self.piece(record, group).is_file()
 
     def keep_piece(
-        self, record: StatisticsRecord, group: str, moments: Mapping[str, InputMoments]
+        self, record: StatisticsRecord, group: str, means: Mapping[str, tuple[Tensor, int]]
     ) -> None:
-        """Store one group of layers, whole or not at all."""
+        """Store one group of layers, mean and number of inputs each, whole or not at all."""
         path = self.piece(record, group)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = {name: found.samples for name, found in moments.items()}
+        _make(path.parent)
+        rows = {name: count for name, (_, count) in means.items()}
         with staged_file(path, overwrite=True) as target:
-            save_file(
-                {name: found.mean for name, found in moments.items()},
-                target,
-                {ROWS: json.dumps(rows)},
-            )
+            infos = {name: info_of(mean) for name, (mean, _) in means.items()}
+            with SafetensorsWriter(target, infos, {ROWS: json.dumps(rows)}) as writer:
+                for name in writer.order:
+                    writer.write(name, means[name][0])
 
     def stored_names(self, record: StatisticsRecord, groups: list[str]) -> set[str]:
         """Weights of which these groups hold statistics."""
@@ -138,6 +138,17 @@ class StatisticsStore:
             target.write_text(text + "\n", encoding="utf-8")
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make the folder: {error.strerror}",
+            where=str(folder),
+            fix="choose another --output-dir",
+        ) from error
+
+
 def metadata_of(path: Path) -> dict[str, str]:
     """String pairs of a safetensors header; empty for other files."""
     try:
@@ -154,8 +165,3 @@ def read_record(path: Path) -> StatisticsRecord | None:
         FamilyError: of a version or shape this program does not know.
     """
     return StatisticsRecord.read(metadata_of(path), str(path))
-
-
-def tensors_of(path: Path) -> dict[str, Tensor]:
-    """Everything a statistics file holds."""
-    return load_file(path)

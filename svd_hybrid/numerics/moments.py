@@ -43,8 +43,8 @@ class InputMoments:
         self.include(summed(rows, self.kind), len(rows) if self.count == "row" else sequences)
 
     def include(self, total: Tensor, samples: int) -> None:
-        """Count a batch whose sum is known; the sum may be kept and must not be used again."""
-        self.total = total if self.total is None else self.total.add_(total)
+        """Count a batch whose sum is known."""
+        self.total = total.clone() if self.total is None else self.total.add_(total)
         self.samples += samples
 
     @property
@@ -68,7 +68,10 @@ def summed(rows: Tensor, kind: Literal["moment", "gram"]) -> Tensor:
     found = torch.zeros((n,) if kind == "moment" else (n, n), dtype=torch.float64)
     for part in torch.split(rows, max(1, LARGEST_PART // max(1, n))):
         wide = part.double()
-        found += wide.square().sum(0) if kind == "moment" else wide.T @ wide
+        if kind == "moment":
+            found += wide.square().sum(0)
+        else:
+            found.addmm_(wide.T, wide)  # no second matrix of that size
     return found
 
 

@@ -92,7 +92,7 @@ def test_a_split_the_dataset_does_not_have(llama, tmp_path, split, text):
 def test_too_few_samples(llama, tmp_path, more):
     with pytest.raises(FamilyError, match=f"data has 6 samples, {more['samples']} were asked for"):
         collected(llama, tokens(tmp_path / "d.npz"), tmp_path / "st", inputs=more)
-    assert not list((tmp_path / "st").glob("*.safetensors"))
+    assert not (tmp_path / "st").exists()
 
 
 def test_token_ids_beyond_the_vocabulary(llama, tmp_path):
