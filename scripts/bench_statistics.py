@@ -34,6 +34,7 @@ from svd_hybrid import Artifact, compress
 from svd_hybrid.collect.run import CollectRequest, run_collect
 from svd_hybrid.data.source import Source
 from svd_hybrid.io.reader import open_checkpoint
+from svd_hybrid.methods import METHODS
 from svd_hybrid.models.inputs import InputSettings, open_task_data
 from svd_hybrid.models.live import LiveModel
 from svd_hybrid.models.load import live_model
@@ -174,12 +175,16 @@ class Family:
 def deltas(
     family: Family, row: Row, statistics: Mapping[str, Path], work: Path
 ) -> dict[str, Tensor]:
-    """The merged delta at factor 1, as the artifact gives it back; task sums without one."""
+    """The merged delta at factor 1, as the artifact gives it back.
+
+    Averages are made sums, so that a factor means the same for all; task sums need no artifact.
+    """
     if row.method == "task-arithmetic":
         states = [load_file(folder / "model.safetensors") for folder in family.tasks.values()]
         base = {name: tensor.float() for name, tensor in family.base.items()}
         return {n: sum(((s[n].float() - x) for s in states), 0 * x) for n, x in base.items()}
     art = work / "art"
+    whole = len(family.tasks) if METHODS[row.method].weights == "average" else 1
     compress(
         family.folder / "base",
         family.tasks,
@@ -188,7 +193,7 @@ def deltas(
         profile="hybrid",
         statistics_dir=statistics[row.statistics] if row.statistics else None,
         overwrite=True,
-        **{"scaling": 1.0, **row.parameters},
+        **{"scaling": float(whole), **row.parameters},
     )
     return {name: delta.float() for name, delta in Artifact.open(art).iter_tensors()}
 

@@ -105,45 +105,53 @@ def run_collect(request: CollectRequest, progress: Progress | None = None) -> Co
     seconds: dict[str, float] = {}
     notes: list[str] = []
     live: LiveModel | None = None
-    for number, (task, path) in enumerate(request.tasks.items()):
+    for number, task in enumerate(request.tasks, start=1):
         started = time.monotonic()
-        chosen = request.base if request.ran == "base" and request.base else path
-        checkpoint = open_checkpoint(chosen)
-        model = request.model or _configured(request.base)
-        if live is not None and model is not None and live.infos == checkpoint.infos:
-            live.put_checkpoint(checkpoint)  # the same configuration serves every task
-        else:
-            live = live_model(checkpoint, model)
+        live = _model_of(request, task, live)
         data = open_task_data(live, request.sources[task], task, request.inputs)
-        record = _planned(request, task, checkpoint, data)
-        run = _TaskRun(live, data, store, record, progress)
-        if store.finished(record, request.overwrite):
+        notes += _notes_on(live, data, task)
+        planned = StatisticsRecord(
+            task,
+            request.kind,
+            request.ran,
+            digests(_checkpoint_of(request, task)),
+            data.described(),
+        )
+        stored = store.finished(planned, request.overwrite)
+        if stored is not None:
             notes.append(f"task {task!r} was collected before")
-            seconds[task] = 0.0
+            records[task], seconds[task] = stored, 0.0
         else:
-            record = run.collect()
-            seconds[task] = time.monotonic() - started
-        records[task] = record
-        notes += [*live.notes, *data.notes, *run.notes] if number == 0 else run.notes
-        if len(data) < FEW:
-            notes.append(f"task {task!r} has {len(data)} samples; {FEW} and more are steadier")
+            run = _TaskRun(live, data, store, planned, progress)
+            records[task], seconds[task] = run.collect(), time.monotonic() - started
+            notes += run.notes
         if progress:
-            progress("tasks", number + 1, len(request.tasks))
+            progress("tasks", number, len(request.tasks))
     store.write_summary({task: record.summary() for task, record in records.items()})
     return CollectResult(request.output, records, seconds, tuple(dict.fromkeys(notes)))
 
 
-def _configured(base: Path | None) -> Path | None:
-    """The base's folder, where it has a configuration; else the checkpoint's own decides."""
-    found = base is not None and base.is_dir() and (base / "config.json").is_file()
-    return base if found else None
+def _checkpoint_of(request: CollectRequest, task: str) -> CheckpointReader:
+    """The weights that run on a task's data."""
+    at_base = request.ran == "base" and request.base is not None
+    return open_checkpoint(request.base if at_base and request.base else request.tasks[task])
 
 
-def _planned(
-    request: CollectRequest, task: str, checkpoint: CheckpointReader, data: TaskData
-) -> StatisticsRecord:
-    described = data.described()
-    return StatisticsRecord(task, request.kind, request.ran, digests(checkpoint), described)
+def _model_of(request: CollectRequest, task: str, live: LiveModel | None) -> LiveModel:
+    """The model with those weights; the one at hand where the configuration is the same."""
+    checkpoint = _checkpoint_of(request, task)
+    base = request.base
+    configured = base is not None and base.is_dir() and (base / "config.json").is_file()
+    model = request.model or (base if configured else None)
+    if live is not None and model is not None and live.infos == checkpoint.infos:
+        live.put_checkpoint(checkpoint)
+        return live
+    return live_model(checkpoint, model)
+
+
+def _notes_on(live: LiveModel, data: TaskData, task: str) -> list[str]:
+    few = f"task {task!r} has {len(data)} samples; {FEW} and more are steadier"
+    return [*live.notes, *data.notes, *([few] if len(data) < FEW else [])]
 
 
 class _TaskRun:
@@ -173,11 +181,14 @@ class _TaskRun:
             groups = self._groups(layers, blocks)
             for done, (group, members) in enumerate(groups.items(), start=1):
                 if not self.store.has_piece(self.record, group):
-                    found = self._recorded(members, blocks, group)
-                    self.store.keep_piece(self.record, group, found)
+                    self._collect_group(members, blocks, group)
                 if self.progress:
                     self.progress(self.record.task, done, len(groups))
         return self._finished(layers, list(groups))
+
+    def _collect_group(self, layers: list[Layer], blocks: Blocks | None, group: str) -> None:
+        """One group, stored and forgotten before the next one comes."""
+        self.store.keep_piece(self.record, group, self._recorded(layers, blocks, group))
 
     def _groups(self, layers: list[Layer], blocks: Blocks | None) -> dict[str, list[Layer]]:
         """Layers that are collected together: a block's Grams, or all moments at once."""

@@ -58,18 +58,18 @@ class StatisticsStore:
             )
         return self.folder / f"{task}.safetensors"
 
-    def finished(self, record: StatisticsRecord, overwrite: bool) -> bool:
-        """Whether the task's file is there already.
+    def finished(self, record: StatisticsRecord, overwrite: bool) -> StatisticsRecord | None:
+        """The record of the task's file if it is there already; else None.
 
         Raises:
             StorageError: one of other weights, data or settings is, and may not be replaced.
         """
         path = self.path(record.task)
         if not path.exists() or overwrite:
-            return False
+            return None
         stored = read_record(path)
         if stored is not None and stored.key == record.key:
-            return True
+            return stored
         raise StorageError(
             f"statistics of task {record.task!r} are there, of other weights, data or settings",
             where=str(path),

@@ -177,4 +177,8 @@ def test_the_command_says_what_it_did(project, capsys):
     assert shown["ant"]["fingerprint"] != shown["bee"]["fingerprint"]
     words = ["stats", "collect", *family(project), *collect(project, "stats"), "--json"]
     assert main(words) == 0
-    assert json.loads(capsys.readouterr().out)["seconds"] == {"ant": 0.0, "bee": 0.0}
+    again = json.loads(capsys.readouterr().out)
+    assert again["seconds"] == {"ant": 0.0, "bee": 0.0}
+    assert again["tasks"] == shown
+    assert main([word for word in words if word not in ("-q", "--json")]) == 0
+    assert "12 samples; 64 and more are steadier" in capsys.readouterr().err
