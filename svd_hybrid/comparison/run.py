@@ -208,6 +208,7 @@ class _Comparison:
         first = len(self.candidates)
         for combination in combinations:
             merge = merge_in_memory(self._compress_request(combination.config), self.source)
+            self.notes += [f"{combination.config.method}: {note}" for note in merge.notes]
             stop = EarlyStop(self.request.patience)
             for scaling in combination.scalings:
                 candidate = self._try(combination, merge, scaling)

@@ -102,6 +102,12 @@ class MemoryMerge:
     scaling: float
     cpu_s: float
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of weights, masks and statistics."""
+        family = self.family
+        return (*family.weights.notes, *family.masks.notes, *family.statistics.notes)
+
     def state(self, scaling: float) -> dict[str, Tensor]:
         """Every tensor of base + scaling * merged delta, in base order and base dtypes.
 

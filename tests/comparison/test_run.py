@@ -20,7 +20,7 @@ from svd_hybrid.errors import StorageError, UsageError
 from svd_hybrid.evaluation.callable import load_callable
 from svd_hybrid.evaluation.split import Part
 from tests.evaluation import scorers
-from tests.families import load_state, pack, write_family
+from tests.families import load_state, pack, write_family, write_state
 
 TASKS = ("ant", "bee", "cat")
 SCALINGS = ("scaling=0.5:3:0.5",)
@@ -208,6 +208,18 @@ def test_a_method_that_lacks_its_statistics_is_refused_before_anything_is_scored
     with pytest.raises(UsageError, match="reads layer statistics"):
         run_compare(asked(family, ("ties", "scale-svd"), ()))
     assert scorers.CALLS == []
+
+
+def test_what_a_method_says_of_its_statistics_is_passed_on(family, tmp_path):
+    for task in TASKS:
+        write_state(tmp_path / f"{task}.safetensors", {"block.weight": torch.eye(20)})
+    request = CompressRequest(
+        family.base, family.tasks, Path(), CompressConfig(), statistics_dir=tmp_path
+    )
+    result = run_compare(asked(family, ("ties", "sparsegpt-ties"), (), family=request))
+    assert any(
+        note.startswith("sparsegpt-ties: ") and "'embed.weight'" in note for note in result.notes
+    )
 
 
 def test_searching_needs_an_artifact(family):
