@@ -104,9 +104,9 @@ class Judge:
 
     @property
     def floor(self) -> float:
-        """What a verdict's value must exceed: 0, where values are positive."""
-        signed = self.rule.name == "mean" and not self.metric.higher_is_better
-        return float("-inf") if signed else 0.0
+        """What a verdict's value must exceed: 0, where values are shares or percent."""
+        positive = self.rule.needs_references or self.metric.unit == "percent"
+        return 0.0 if positive else float("-inf")
 
     def settings(self) -> Mapping[str, Any]:
         """The part of the data, for `--json`."""

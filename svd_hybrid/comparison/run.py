@@ -139,7 +139,7 @@ class _Comparison:
             chosen.offer(finalist.candidate.verdict.value)
         best = None if chosen.index is None else finalists[chosen.index]
         if best is None:
-            self.notes.append("no candidate has a value: all diverge")
+            self.notes.append("no candidate is chosen: all diverge, or none exceeds 0")
         elif _value(bases["validation"].value) >= chosen.value:
             self.notes.append("on validation data no candidate is better than the base")
         shipped = self._ship(best) if self.request.writes and best is not None else None

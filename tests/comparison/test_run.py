@@ -153,6 +153,15 @@ def test_lower_can_be_better(family):
         assert result.best.candidate is result.candidates[errors.index(min(errors))]
 
 
+def test_scores_below_zero_can_be_the_best_mean(family):
+    whole = load_callable("tests.evaluation.scorers:gain", TASKS)
+    parts = {name: whole.restricted(Part(name)) for name in ("validation", "test")}
+    result = run_compare(asked(family, rule=RULES["mean"], patience=0, **parts))
+    means = [c.verdict.mean for c in result.candidates]
+    assert max(means) < 0
+    assert result.best.candidate is result.candidates[means.index(max(means))]
+
+
 def test_an_artifact_serves_without_the_originals(family, artifact):
     request = CompressRequest(family.base, {}, Path(), CompressConfig(), from_artifact=artifact)
     stored = run_compare(asked(family, family=request))

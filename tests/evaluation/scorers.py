@@ -36,6 +36,12 @@ def error(state: Mapping[str, Any], task: str, part: str = "all") -> torch.Tenso
     return state["block.weight"].double().square().mean()
 
 
+@_declared(metrics={"gain": "higher"})
+def gain(state: Mapping[str, Any], task: str, part: str = "all") -> float:
+    """Never above zero."""
+    return -float(state["block.weight"].double().square().mean())
+
+
 def norm(state: Mapping[str, Any], task: str) -> float:
     """No parts, no metrics, no identity."""
     return float(state["block.weight"].double().norm())
