@@ -24,6 +24,9 @@ LAYERS = [
     {"collect"},
     {"compress"},
     {"legacy", "demo", "export"},
+    {"cache"},
+    {"evaluation"},
+    {"comparison"},
     {"cli", "hydra_entry", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

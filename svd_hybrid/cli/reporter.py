@@ -15,8 +15,12 @@ def print_table(
     *,
     to_stdout: bool = False,
     text: bool = False,
+    width: int = 120,
 ) -> None:
-    """A table; the first column is text, the others numbers aligned to the right unless `text`."""
+    """A table; the first column is text, the others numbers aligned to the right unless `text`.
+
+    `width` is the most it takes where there is no terminal.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -28,8 +32,10 @@ def print_table(
         )
     for row in rows:
         table.add_row(*map(printable, row))
-    width = None if (sys.stdout if to_stdout else sys.stderr).isatty() else 120
-    Console(stderr=not to_stdout, width=width, markup=False, highlight=False).print(table)
+    terminal = (sys.stdout if to_stdout else sys.stderr).isatty()
+    Console(
+        stderr=not to_stdout, width=None if terminal else width, markup=False, highlight=False
+    ).print(table)
 
 
 def number(value: float | None, form: str = ".4g") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from svd_hybrid.artifact.fingerprint import check_digest
 from svd_hybrid.artifact.manifest import TensorRecord
 from svd_hybrid.artifact.merges import LinearMerge, Merge, StoredMerge
 from svd_hybrid.artifact.reader import ArtifactReader
-from svd_hybrid.artifact.writer import ArtifactWriter, EncodedPart
+from svd_hybrid.artifact.writer import EncodedPart
 from svd_hybrid.compress.coded_merge import MergeCoding
 from svd_hybrid.compress.config import CompressConfig, params_to_json
 from svd_hybrid.compress.diagnostics import Diagnostics
@@ -83,6 +83,24 @@ class RunPlan:
         return next(f"m{n}." for n in range(len(used) + 1) if f"m{n}" not in used)
 
 
+class TensorSink(Protocol):
+    """Takes the tensors of a run as they are made: an ArtifactWriter, or memory."""
+
+    def add_tensor(
+        self,
+        record: TensorRecord,
+        parts: Mapping[str, EncodedPart],
+        *,
+        task: Mapping[str, Any] | None = None,
+        blend: Mapping[str, Any] | None = None,
+        merges: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Take one tensor; see ArtifactWriter."""
+
+    def add_alias(self, record: TensorRecord, alias: str) -> None:
+        """Take a tensor that is an earlier one's twin."""
+
+
 class FamilyEncoder:
     """Writes the tensors of a family, one at a time.
 
@@ -97,7 +115,7 @@ class FamilyEncoder:
         self,
         plan: RunPlan,
         stream: FamilyStream,
-        writer: ArtifactWriter,
+        writer: TensorSink,
         diagnostics: Diagnostics,
     ) -> None:
         self.plan = plan

@@ -138,8 +138,8 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
     wall, cpu = time.monotonic(), time.process_time()
     _check_paths(request)
     carried = None if request.from_artifact is None else identity(request.from_artifact)
-    source = _open_source(request)
-    family = _Family.open(request, source, progress)
+    source = open_source(request)
+    family = OpenFamily.open(request, source, progress)
     search = family.search(progress)
     with staged_artifact(request.artifact_dir, request.overwrite) as staging, one_thread():
         if request.from_artifact is not None:
@@ -168,7 +168,7 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class _Family:
+class OpenFamily:
     """Everything a run has read, from which it writes an artifact under one configuration or more.
 
     Args:
@@ -189,7 +189,7 @@ class _Family:
     @classmethod
     def open(
         cls, request: CompressRequest, source: DeltaSource, progress: Progress | None
-    ) -> _Family:
+    ) -> OpenFamily:
         """Check and read what stands beside the checkpoints."""
         config = request.config
         masks = FamilyMasks.open(request.mask_dir, source, config)
@@ -247,18 +247,23 @@ class _Family:
         stream = self.stream(self.config)
         return StepSearch(self.config, stream, self.settings, scalars, progress)
 
-    def write(
-        self, staging: Path, config: CompressConfig, progress: Progress | None
-    ) -> tuple[Manifest, Diagnostics]:
-        """The whole artifact, into an empty directory."""
-        source, plan = self.source, self.plan(config)
-        diagnostics = Diagnostics(
-            config,
+    def diagnostics(self, plan: RunPlan) -> Diagnostics:
+        """Where the facts of a run are collected; empty."""
+        source = self.source
+        return Diagnostics(
+            plan.config,
             source.task_names,
             file_bytes(source.base),
             source.bytes_replaced,
             recovers_tasks=plan.recovers_tasks,
         )
+
+    def write(
+        self, staging: Path, config: CompressConfig, progress: Progress | None
+    ) -> tuple[Manifest, Diagnostics]:
+        """The whole artifact, into an empty directory."""
+        source, plan = self.source, self.plan(config)
+        diagnostics = self.diagnostics(plan)
         writer = ArtifactWriter(
             staging, config.profile, source.task_names, holds_tasks=plan.holds_tasks
         )
@@ -307,7 +312,8 @@ def _check_paths(request: CompressRequest) -> None:
     check_free(request.artifact_dir, request.overwrite, ARTIFACT)
 
 
-def _open_source(request: CompressRequest) -> DeltaSource:
+def open_source(request: CompressRequest) -> DeltaSource:
+    """Where the deltas of a run come from: its checkpoints, or its artifact."""
     if request.from_artifact is not None and not request.tasks:
         return ArtifactSource(request.from_artifact, request.base)
     config = request.config

@@ -64,7 +64,17 @@ def open_task_data(
     Raises:
         UsageError, StorageError, FamilyError: no data, too little, or not what the model takes.
     """
-    examples = load_examples(source, task, settings.fields)
+    return task_data(live, load_examples(source, task, settings.fields), source, settings)
+
+
+def task_data(
+    live: LiveModel, examples: Examples, source: Source, settings: InputSettings
+) -> TaskData:
+    """Samples that were loaded from a source, ready for this model.
+
+    Raises:
+        UsageError, FamilyError: too few, or not what the model takes.
+    """
     if examples.kind == "images":
         examples = examples.spread(settings.samples)
         prepare, used, notes = _pixels(live, settings)
@@ -109,7 +119,7 @@ def _whole(value: Any) -> int | None:
 def _tokens(
     live: LiveModel, examples: Examples, source: Source, settings: InputSettings
 ) -> tuple[Examples, Prepare, dict[str, Any]]:
-    length = _length(live, settings, examples.source)
+    length = sequence_length(live, settings, examples.source)
     rows = TokenRows(live.vocabulary, length, examples.source)
     used: dict[str, Any] = {"max_length": length}
     if examples.kind == "tokens":
@@ -123,7 +133,12 @@ def _tokens(
     return examples.spread(settings.samples), Tokenised(tokenizer, rows), used
 
 
-def _length(live: LiveModel, settings: InputSettings, where: str) -> int:
+def sequence_length(live: LiveModel, settings: InputSettings, where: str) -> int:
+    """Tokens per sample: as asked for, else the smaller of 512 and the model's positions.
+
+    Raises:
+        UsageError: more than the model has positions.
+    """
     config = getattr(live.config, "text_config", None) or live.config
     found = (getattr(config, name, None) for name in POSITIONS)
     positions = next((value for value in found if isinstance(value, int)), None)

@@ -1,0 +1,1 @@
+"""Choosing among merges: grids, selection on validation data, weight search."""

@@ -1,0 +1,1 @@
+"""Scoring models: base, fine-tunes, and what an artifact gives back."""
