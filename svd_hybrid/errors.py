@@ -96,6 +96,7 @@ class LockedError(SvdhError):
     """Another run is writing the same output, or replaced an input while it was read."""
 
     exit_code = 7
+    usual_fix = "run it again when the other run has ended"
 
 
 class StorageError(SvdhError):

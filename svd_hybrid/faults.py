@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import click
 
 from svd_hybrid.console import let_any_name_out, note, one_json
-from svd_hybrid.errors import SvdhError
+from svd_hybrid.errors import StorageError, SvdhError
 from svd_hybrid.signals import WORDS, StoppedError, Stopper, clean_up
 from svd_hybrid.system_errors import as_storage_error
 
@@ -30,6 +30,15 @@ def run_guarded(body: Callable[[], object], argv: list[str]) -> int:
     """
     as_json, debug = "--json" in argv, "--debug" in argv
     let_any_name_out()
+    try:
+        return _stoppable(body, as_json, debug)
+    except OSError as error:  # no pipe is to be had, by which signals are told
+        refused = as_storage_error(error) or StorageError(str(error))
+        return _report(refused, refused.exit_code, as_json, debug)
+
+
+def _stoppable(body: Callable[[], object], as_json: bool, debug: bool) -> int:
+    """Run it guarded, until a signal comes."""
 
     def at_the_limit(code: int) -> None:
         os.write(2, (_text(_stopped(code), code, as_json) + "\n").encode())
@@ -84,8 +93,7 @@ def _call(body: Callable[[], object], stopper: Stopper) -> object:
     """Run it, and see that what it printed is out."""
     try:
         result = body()
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        _flush()
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):  # what click makes of one
             raise error.__context__ from None
@@ -95,6 +103,16 @@ def _call(body: Callable[[], object], stopper: Stopper) -> object:
             raise StoppedError(stopper.code) from error
         raise
     return result
+
+
+def _flush() -> None:
+    """See that what was printed is out."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        error.filename = "stdout"
+        raise
 
 
 def _stopped(code: int) -> SvdhError:

@@ -290,6 +290,8 @@ MAY_WRITE = {
     "io/storage.py": "the storage itself",
     "signals.py": "a message to stderr, when nothing else works any more",
     "faults.py": "the same",
+    "cache.py": "results that may be lost and are sealed",
+    "comparison/run.py": "a merge in a scratch folder, to count its bytes",
 }
 
 

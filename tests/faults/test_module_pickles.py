@@ -7,6 +7,7 @@ import os
 import pickle
 import time
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -221,12 +222,17 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path, lie):
         open_checkpoint(path)
 
 
+@cache
+def saved(*, legacy: bool) -> bytes:
+    out = io.BytesIO()
+    torch.save(torch.nn.Linear(2, 2), out, **(LEGACY if legacy else {}))
+    return out.getvalue()
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_damaged_modules_raise_only_our_errors(tmp_path_factory, data):
-    out = io.BytesIO()
-    torch.save(torch.nn.Linear(2, 2), out, **data.draw(st.sampled_from([{}, LEGACY])))
-    damaged = bytearray(out.getvalue())
+    damaged = bytearray(saved(legacy=data.draw(st.booleans())))
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.mktemp("m") / "m.pt"
