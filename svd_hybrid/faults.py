@@ -93,7 +93,8 @@ def _call(body: Callable[[], object], stopper: Stopper) -> object:
     """Run it, and see that what it printed is out."""
     try:
         result = body()
-        _flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):  # what click makes of one
             raise error.__context__ from None
@@ -103,16 +104,6 @@ def _call(body: Callable[[], object], stopper: Stopper) -> object:
             raise StoppedError(stopper.code) from error
         raise
     return result
-
-
-def _flush() -> None:
-    """See that what was printed is out."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError as error:
-        error.filename = "stdout"
-        raise
 
 
 def _stopped(code: int) -> SvdhError:

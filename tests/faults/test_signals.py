@@ -264,6 +264,4 @@ def test_a_result_that_cannot_be_printed_is_an_error():
     with open("/dev/full", "w") as full:
         done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 8
-    assert done.stderr.startswith(
-        "error: the system refuses: No space left on device\n  where: stdout\n"
-    )
+    assert done.stderr.startswith("error: the system refuses: No space left on device\n")
