@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from svd_hybrid.compress.api import compress
-from svd_hybrid.compress.run import CompressResult
+from svd_hybrid.compress.request import CompressResult
 from svd_hybrid.reload.api import reload
 
 

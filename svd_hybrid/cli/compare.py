@@ -147,7 +147,7 @@ def _run(values: Mapping[str, Any], *, quiet: bool) -> CompareResult:
     from svd_hybrid.comparison.rule import RULES as TABLE
     from svd_hybrid.comparison.run import CompareRequest, run_compare
     from svd_hybrid.compress.config import resolve_config
-    from svd_hybrid.compress.run import CompressRequest
+    from svd_hybrid.compress.request import CompressRequest
 
     search = _search(values)
     if not values["methods"] and search is None:

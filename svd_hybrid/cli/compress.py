@@ -29,7 +29,7 @@ from svd_hybrid.errors import UsageError
 from svd_hybrid.methods import METHODS
 
 if TYPE_CHECKING:
-    from svd_hybrid.compress.run import CompressRequest, CompressResult
+    from svd_hybrid.compress.request import CompressRequest, CompressResult
 
 APPEND_OPTIONS = ("append", "replace")
 TASK_OPTIONS = ("tasks", "task_paths", "checkpoint_dir")
@@ -185,7 +185,7 @@ def build_request(
     Raises:
         UsageError: something needed is missing, or a key is unknown.
     """
-    from svd_hybrid.compress.run import CompressRequest
+    from svd_hybrid.compress.request import CompressRequest
     from svd_hybrid.compress.task_weights import weights_by_task
 
     file_path = values.get("config_file")

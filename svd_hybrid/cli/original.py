@@ -30,7 +30,7 @@ from svd_hybrid.methods import METHODS
 from svd_hybrid.registry import did_you_mean
 
 if TYPE_CHECKING:
-    from svd_hybrid.compress.run import CompressRequest, CompressResult
+    from svd_hybrid.compress.request import CompressRequest, CompressResult
 
 ORIGINAL_PROFILE = "hybrid"
 OUTPUT_DIR = Path("svd_hybrid_output")

@@ -30,7 +30,8 @@ from svd_hybrid.comparison.search import SearchSettings, Weights, search_weights
 from svd_hybrid.comparison.shipping import ship, winning_config
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.memory import MemoryMerge, merge_in_memory
-from svd_hybrid.compress.run import CompressRequest, OpenFamily, open_source
+from svd_hybrid.compress.open_family import OpenFamily, open_source
+from svd_hybrid.compress.request import CompressRequest
 from svd_hybrid.compress.source import DeltaSource
 from svd_hybrid.delta.evaluate import BeyondRangeError
 from svd_hybrid.errors import UsageError, shorten

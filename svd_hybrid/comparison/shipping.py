@@ -10,7 +10,8 @@ from svd_hybrid.comparison.grid import Combination
 from svd_hybrid.comparison.judge import Judge
 from svd_hybrid.comparison.result import SEARCHED, Candidate, Shipped
 from svd_hybrid.compress.config import CompressConfig, resolve_config
-from svd_hybrid.compress.run import CompressRequest, run_compress
+from svd_hybrid.compress.request import CompressRequest
+from svd_hybrid.compress.run import run_compress
 from svd_hybrid.evaluation.subjects import ArtifactSubjects
 
 

@@ -12,7 +12,8 @@ from svd_hybrid.artifact.stable import read_stable
 from svd_hybrid.compress.append.config import append_config
 from svd_hybrid.compress.append.run import AppendRequest, run_append
 from svd_hybrid.compress.config import resolve_config
-from svd_hybrid.compress.run import CompressRequest, CompressResult, run_compress
+from svd_hybrid.compress.request import CompressRequest, CompressResult
+from svd_hybrid.compress.run import run_compress
 from svd_hybrid.compress.stream import Progress
 from svd_hybrid.compress.task_weights import weights_by_task
 from svd_hybrid.errors import UsageError

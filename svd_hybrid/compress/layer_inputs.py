@@ -8,11 +8,12 @@ ones. A reader needs nothing of it. Source: arXiv 2210.17323 (GPTQ); codec desig
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from svd_hybrid.compress.statistics import FamilyStatistics
+from svd_hybrid.compress.statistics import FamilyStatistics, MeasuredFamily, Missing
 from svd_hybrid.errors import shorten
 from svd_hybrid.numerics.metrics import squared_norm
 from svd_hybrid.numerics.obs import prepared, prune
@@ -71,6 +72,15 @@ class FamilyInputs:
     def __init__(self, statistics: FamilyStatistics | None = None) -> None:
         self._statistics = statistics
         self._plain: set[str] = set()
+
+    @classmethod
+    def open(cls, folder: Path, family: MeasuredFamily, missing: Missing) -> FamilyInputs:
+        """From a folder of statistics.
+
+        Raises:
+            StorageError, FamilyError: as `FamilyStatistics.open`.
+        """
+        return cls(FamilyStatistics.open(folder, family, "gram", missing))
 
     def of(self, name: str) -> list[LayerInputs] | None:
         """Of one tensor, per task; None where there are no Gram matrices.

@@ -21,8 +21,10 @@ from svd_hybrid.artifact.output import staged_artifact
 from svd_hybrid.artifact.writer import ArtifactWriter, EncodedPart
 from svd_hybrid.compress.diagnostics import Diagnostics
 from svd_hybrid.compress.encoder import FamilyEncoder
+from svd_hybrid.compress.finish import finish_artifact
+from svd_hybrid.compress.open_family import OpenFamily, open_source
 from svd_hybrid.compress.profiles.base import EncodedParts
-from svd_hybrid.compress.run import CompressRequest, OpenFamily, finish_artifact, open_source
+from svd_hybrid.compress.request import CompressRequest
 from svd_hybrid.compress.source import DeltaSource
 from svd_hybrid.compress.stream import Progress
 from svd_hybrid.delta.evaluate import BeyondRangeError, Mix, evaluate, matrix_shape

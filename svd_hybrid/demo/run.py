@@ -15,7 +15,8 @@ from typing import Any
 
 from svd_hybrid.artifact.verify import verify
 from svd_hybrid.compress.config import CompressConfig
-from svd_hybrid.compress.run import CompressRequest, CompressResult, run_compress
+from svd_hybrid.compress.request import CompressRequest, CompressResult
+from svd_hybrid.compress.run import run_compress
 from svd_hybrid.demo.evaluate import evaluate, load_state
 from svd_hybrid.demo.train import TrainConfig, train_family
 from svd_hybrid.errors import ArtifactError

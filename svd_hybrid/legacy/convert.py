@@ -26,8 +26,9 @@ from svd_hybrid.codec import BitmaskCodec, HalfCodec, RawCodec
 from svd_hybrid.compress.config import CompressConfig, known_keys, params_to_json, resolve_config
 from svd_hybrid.compress.config_file import normalise_keys
 from svd_hybrid.compress.diagnostics import Diagnostics
+from svd_hybrid.compress.finish import finish_artifact, rebuilt_facts
 from svd_hybrid.compress.profiles.base import EncodedStack, encode_part
-from svd_hybrid.compress.run import CompressResult, finish_artifact, rebuilt_facts
+from svd_hybrid.compress.request import CompressResult
 from svd_hybrid.compress.stream import Progress
 from svd_hybrid.compress.tensor import MASK_PART, NOISE_PREFIX, EncodedTensor
 from svd_hybrid.compress.weighting import TaskWeights

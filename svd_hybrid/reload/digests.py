@@ -9,6 +9,7 @@ from svd_hybrid.artifact.fingerprint import check_names, check_tensor
 from svd_hybrid.artifact.manifest import Manifest, Rebuilt
 from svd_hybrid.artifact.merges import StoredMerge
 from svd_hybrid.artifact.reader import ArtifactReader
+from svd_hybrid.delta.evaluate import BeyondRangeError
 from svd_hybrid.errors import ArtifactError
 from svd_hybrid.io.reader import CheckpointReader
 from svd_hybrid.io.tensors import tensor_digest
@@ -73,6 +74,32 @@ def rebuild_digests(
         if progress:
             progress("rebuild", done, len(records))
     return {key: faults.get(key, digest.hexdigest()) for key, digest in digests.items()}
+
+
+def recorded_digests(
+    artifact: ArtifactReader,
+    base: CheckpointReader,
+    known: Mapping[Key, str],
+    selections: Mapping[Key, Selection],
+    progress: Progress | None = None,
+) -> Rebuilt:
+    """What the manifest says of an artifact just written.
+
+    Args:
+        artifact: its shards are written.
+        base: its base.
+        known: digests that need no rebuilding.
+        selections: what is rebuilt.
+        progress: as for `rebuild_digests`.
+
+    Raises:
+        ArtifactError: what was written does not decode.
+    """
+    made = rebuild_digests(artifact, base, selections, progress)
+    for fault in made.values():
+        if isinstance(fault, ArtifactError) and not isinstance(fault, BeyondRangeError):
+            raise fault
+    return as_record(artifact.manifest, {**known, **made})
 
 
 def as_record(manifest: Manifest, digests: Mapping[Key, str | ArtifactError]) -> Rebuilt:

@@ -15,7 +15,7 @@ from svd_hybrid.comparison.rule import RULES
 from svd_hybrid.comparison.run import CompareRequest, run_compare
 from svd_hybrid.comparison.search import SearchSettings
 from svd_hybrid.compress.config import CompressConfig
-from svd_hybrid.compress.run import CompressRequest
+from svd_hybrid.compress.request import CompressRequest
 from svd_hybrid.errors import StorageError, UsageError
 from svd_hybrid.evaluation.callable import load_callable
 from svd_hybrid.evaluation.split import Part

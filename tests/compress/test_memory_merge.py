@@ -10,7 +10,7 @@ import torch
 from svd_hybrid import Artifact, compress
 from svd_hybrid.compress.config import resolve_config
 from svd_hybrid.compress.memory import MemoryMerge, merge_in_memory
-from svd_hybrid.compress.run import CompressRequest
+from svd_hybrid.compress.request import CompressRequest
 from svd_hybrid.delta.evaluate import BeyondRangeError
 from svd_hybrid.errors import UsageError
 from svd_hybrid.io.family import Family, FamilyPolicy, open_family

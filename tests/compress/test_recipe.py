@@ -20,7 +20,8 @@ from svd_hybrid.cli.app import main
 from svd_hybrid.compress.config import resolve_config
 from svd_hybrid.compress.recipe.check import check_checkpoints
 from svd_hybrid.compress.recipe.read import Recipe, read_recipe
-from svd_hybrid.compress.run import CompressRequest, run_compress
+from svd_hybrid.compress.request import CompressRequest
+from svd_hybrid.compress.run import run_compress
 from svd_hybrid.compress.settings import FamilySettings, depths
 from svd_hybrid.errors import ParameterError, UsageError
 from tests.families import FamilyFiles, State, load_state, weights_of, write_family

@@ -13,7 +13,7 @@ from svd_hybrid.artifact.jsonfile import read_json_object
 from svd_hybrid.artifact.manifest import Manifest
 from svd_hybrid.compress.config import DEFAULT_PROFILE, CompressConfig, resolve_config
 from svd_hybrid.compress.profiles.params import PROFILE_PARAMS
-from svd_hybrid.errors import ArtifactError, StorageError, SvdhError, UsageError
+from svd_hybrid.errors import ArtifactError, UsageError
 
 SHARED_PROFILES = ("hybrid", "rtvq")
 """Profiles that gain by what several tasks share, of which one task alone has nothing."""
@@ -93,13 +93,19 @@ def is_exact(manifest: Manifest) -> bool:
 
 
 def artifact_config(artifact: Path) -> CompressConfig | None:
-    """The configuration an artifact was made with; None when it does not say, or says too much."""
+    """The configuration an artifact was made with; None when it does not say, or says too much.
+
+    Raises:
+        ArtifactError: its file is damaged.
+    """
     path = artifact / layout.CONFIG
+    if not path.is_file():
+        return None
+    record = read_json_object(path, "configuration", ArtifactError)
+    record.pop("tasks", None)
     try:
-        record = read_json_object(path, "configuration", ArtifactError)
-        record.pop("tasks", None)
         return resolve_config(record, str(path))
-    except (StorageError, SvdhError):
+    except UsageError:
         return None
 
 
