@@ -1,6 +1,8 @@
 # make demo   a small real family, end to end, in its own virtual environment
 # make test   install everything the tests need and run them all
 PYTHON ?= python3
+# processes that run tests side by side, about 1 GB each
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -11,7 +13,7 @@ demo: $(VENV)/run.stamp
 	$(BIN)/svdh demo --out demo --overwrite
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
