@@ -94,6 +94,7 @@ def run_collect(request: CollectRequest, progress: Progress | None = None) -> Co
     Raises:
         UsageError, StorageError, FamilyError: a model or data that cannot be used, or a folder
             that is in the way.
+        LockedError: another run collects into that folder.
     """
     if request.ran == "base" and request.base is None:
         raise UsageError("no base given", fix="pass --base-model-path PATH")
@@ -102,6 +103,13 @@ def run_collect(request: CollectRequest, progress: Progress | None = None) -> Co
             "base does not exist", where=str(request.base), fix="check the path and its spelling"
         )
     store = StatisticsStore(request.output)
+    with store.reserved():
+        return _collect_tasks(request, store, progress)
+
+
+def _collect_tasks(
+    request: CollectRequest, store: StatisticsStore, progress: Progress | None
+) -> CollectResult:
     records: dict[str, StatisticsRecord] = {}
     seconds: dict[str, float] = {}
     notes: list[str] = []

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from svd_hybrid.collect.store import StatisticsStore
 from svd_hybrid.data.load import load_examples
 from svd_hybrid.data.source import Source, sources_of
-from svd_hybrid.errors import FamilyError, StorageError, UsageError
+from svd_hybrid.errors import FamilyError, LockedError, StorageError, UsageError
+from svd_hybrid.io import locks
 from tests.collect.test_layers_seen import collected, images, tokens
 from tests.models.tiny import VOCABULARY, saved
 
@@ -240,3 +242,27 @@ def test_blank_images_stay_finite(tmp_path):
     np.savez(tmp_path / "d.npz", images=np.zeros((2, 16, 16), np.uint8))
     got, _ = collected(saved("vit", tmp_path / "m"), tmp_path / "d.npz", tmp_path / "st")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in got.values())
+
+
+def test_a_second_run_on_one_folder_ends_with_7_and_takes_nothing_away(
+    llama, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(locks, "WAIT_S", 0.1)
+    data = tokens(tmp_path / "data.npz", count=4, length=6)
+    out = tmp_path / "out"
+    store = StatisticsStore(out)
+    with store.reserved(), pytest.raises(LockedError, match="another run"):
+        collected(llama, data, out)
+    assert not out.exists()
+    collected(llama, data, out)
+    assert sorted(path.name for path in out.iterdir()) == ["ant.safetensors", "statistics.json"]
+
+
+def test_pieces_that_a_killed_run_left_beside_its_finished_file_go(llama, tmp_path):
+    data = tokens(tmp_path / "data.npz", count=4, length=6)
+    _, result = collected(llama, data, tmp_path / "out")
+    piece = StatisticsStore(tmp_path / "out").piece(result.records["ant"], "around")
+    piece.parent.mkdir(parents=True)
+    piece.write_bytes(b"")
+    collected(llama, data, tmp_path / "out")
+    assert not (tmp_path / "out" / ".partial").exists()
