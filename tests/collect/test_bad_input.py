@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from svd_hybrid.cli.app import main
 from svd_hybrid.collect.store import StatisticsStore
 from svd_hybrid.data.load import load_examples
 from svd_hybrid.data.source import Source, sources_of
-from svd_hybrid.errors import FamilyError, LockedError, StorageError, UsageError
+from svd_hybrid.errors import DataError, FamilyError, LockedError, StorageError, UsageError
 from svd_hybrid.io import locks
 from tests.collect.test_layers_seen import collected, images, tokens
 from tests.models.tiny import VOCABULARY, saved
@@ -266,3 +267,16 @@ def test_pieces_that_a_killed_run_left_beside_its_finished_file_go(llama, tmp_pa
     piece.write_bytes(b"")
     collected(llama, data, tmp_path / "out")
     assert not (tmp_path / "out" / ".partial").exists()
+
+
+def test_a_file_of_statistics_that_is_none_is_refused(tmp_path, capsys):
+    (tmp_path / "ant.safetensors").write_bytes(b"neither" * 9)
+    assert main(["stats", "inspect", "--statistics-dir", str(tmp_path)]) == 3
+    assert "ant.safetensors" in capsys.readouterr().err
+
+
+def test_data_that_cannot_be_read_are_data_and_no_checkpoint(tmp_path):
+    (tmp_path / "d.npz").write_bytes(b"PK")
+    with pytest.raises(DataError) as caught:
+        load_examples(Source.parse(str(tmp_path / "d.npz")), "ant")
+    assert caught.value.facts()["fix"] == "repair the data, or pass others"
