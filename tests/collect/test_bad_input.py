@@ -21,6 +21,7 @@ from svd_hybrid.data.load import load_examples
 from svd_hybrid.data.source import Source, sources_of
 from svd_hybrid.errors import DataError, FamilyError, LockedError, StorageError, UsageError
 from svd_hybrid.io import locks
+from svd_hybrid.models import inputs
 from tests.collect.test_layers_seen import collected, images, tokens
 from tests.models.tiny import VOCABULARY, saved
 
@@ -280,3 +281,13 @@ def test_data_that_cannot_be_read_are_data_and_no_checkpoint(tmp_path):
     with pytest.raises(DataError) as caught:
         load_examples(Source.parse(str(tmp_path / "d.npz")), "ant")
     assert caught.value.facts()["fix"] == "repair the data, or pass others"
+
+
+def test_a_tokenizer_of_another_size_is_noted(llama, tmp_path, monkeypatch):
+    data = lines(tmp_path / "d.jsonl", *TEXT)
+    _, result = collected(llama, data, tmp_path / "out", "moment")
+    assert not any("tokenizer" in note for note in result.notes)
+    other = with_tokenizer(tmp_path / "other", len(WORDS) + 1)
+    monkeypatch.setattr(inputs, "SPARE_ROWS", 8)
+    _, result = collected(llama, data, tmp_path / "o2", "moment", inputs={"tokenizer": other})
+    assert any(f"has {len(WORDS) + 1} tokens, the model {VOCABULARY}" in n for n in result.notes)
