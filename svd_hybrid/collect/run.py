@@ -22,6 +22,7 @@ from svd_hybrid.data.batches import TaskData
 from svd_hybrid.data.source import Source
 from svd_hybrid.errors import FamilyError, StorageError, UsageError, shorten
 from svd_hybrid.io.adapter.reader import open_task
+from svd_hybrid.io.outputs import protect_inputs
 from svd_hybrid.io.reader import ADAPTER_ENTRY, CheckpointReader, open_checkpoint
 from svd_hybrid.models.inputs import InputSettings, open_task_data
 from svd_hybrid.models.live import LiveModel
@@ -102,6 +103,8 @@ def run_collect(request: CollectRequest, progress: Progress | None = None) -> Co
         raise StorageError(
             "base does not exist", where=str(request.base), fix="check the path and its spelling"
         )
+    checkpoints = [*request.tasks.values(), *([request.base] if request.base else [])]
+    protect_inputs(request.output, checkpoints)
     store = StatisticsStore(request.output)
     with store.reserved():
         return _collect_tasks(request, store, progress)

@@ -84,10 +84,18 @@ class StatisticsStore:
             StorageError: one of other weights, data or settings is, and may not be replaced.
         """
         path = self.path(record.task)
-        if not path.exists() or overwrite:
+        if not path.exists():
             return None
         stored = read_record(path)
-        if stored is not None and stored.key == record.key:
+        if stored is None:
+            raise StorageError(
+                "file in the output's place holds no statistics of svdh stats collect",
+                where=str(path),
+                fix="choose another --output-dir; nothing there is touched",
+            )
+        if overwrite:
+            return None
+        if stored.key == record.key:
             self._drop_pieces(record.task)
             return stored
         raise StorageError(

@@ -291,3 +291,16 @@ def test_a_tokenizer_of_another_size_is_noted(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "SPARE_ROWS", 8)
     _, result = collected(llama, data, tmp_path / "o2", "moment", inputs={"tokenizer": other})
     assert any(f"has {len(WORDS) + 1} tokens, the model {VOCABULARY}" in n for n in result.notes)
+
+
+def test_a_checkpoint_in_the_place_of_statistics_is_never_replaced(llama, tmp_path):
+    data = tokens(tmp_path / "data.npz", count=4, length=6)
+    (tmp_path / "ckpts").mkdir()
+    mine = tmp_path / "ckpts" / "ant.safetensors"
+    mine.write_bytes((llama / "model.safetensors").read_bytes())
+    with pytest.raises(StorageError, match="holds no statistics"):
+        collected(llama, data, tmp_path / "ckpts", overwrite=True)
+    with pytest.raises(UsageError, match="input of this run"):
+        collected(llama, data, llama)
+    assert mine.read_bytes() == (llama / "model.safetensors").read_bytes()
+    assert not list(llama.glob("ant*"))
