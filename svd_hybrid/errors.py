@@ -71,6 +71,12 @@ class FamilyError(SvdhError):
     usual_fix = "repair the checkpoint, or copy or download it again"
 
 
+class DataError(FamilyError):
+    """Images, text or labels cannot be read, or are not what the task needs."""
+
+    usual_fix = "repair the data, or pass others"
+
+
 class ArtifactError(SvdhError):
     """The artifact is malformed, damaged or incomplete."""
 

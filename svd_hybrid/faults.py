@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import click
 
 from svd_hybrid.console import let_any_name_out, note, one_json
-from svd_hybrid.errors import StorageError, SvdhError
+from svd_hybrid.errors import StorageError, SvdhError, UsageError
 from svd_hybrid.signals import WORDS, StoppedError, Stopper, clean_up
 from svd_hybrid.system_errors import as_storage_error
 
@@ -83,10 +83,19 @@ def _guarded(body: Callable[[], object], as_json: bool, debug: bool) -> int:
         refused = as_storage_error(error)
         if refused is not None:
             return _report(refused, refused.exit_code, as_json, debug)
+        if isinstance(error, ModuleNotFoundError) and not _is_ours(error.name):
+            missing = UsageError(
+                f"the package {error.name!r} is not installed", fix="run pip install svd-hybrid"
+            )
+            return _report(missing, missing.exit_code, as_json, debug)
         what = f"internal error: {type(error).__name__}: {error}"[:400]
         bug = SvdhError(what, fix="report it with the output of --debug")
         return _report(bug, OUR_BUG, as_json, debug)
     return result if isinstance(result, int) else 0
+
+
+def _is_ours(module: str | None) -> bool:
+    return module is None or module.partition(".")[0] == __package__
 
 
 def _call(body: Callable[[], object], stopper: Stopper) -> object:

@@ -194,11 +194,14 @@ def _run(values: Mapping[str, Any], *, quiet: bool) -> CompareResult:
 
 def _search(values: Mapping[str, Any]) -> SearchSettings | None:
     from svd_hybrid.comparison.search import SearchSettings
+    from svd_hybrid.io.outputs import check_free
 
     if not values["search_weights"]:
         if values["weights_out"]:
             raise UsageError("--weights-out without --search-weights", fix="pass both, or neither")
         return None
+    if values["weights_out"]:
+        check_free(values["weights_out"], values["overwrite"])  # again when they are written
     return SearchSettings(budget=values["search_budget"])
 
 

@@ -145,8 +145,8 @@ def _append(
     file_path = values.get("config_file")
     from_file = dict(read_config_file(file_path)) if file_path else {}
     where = str(file_path) if file_path else "command line"
-    paths = {key: Path(str(from_file[key])) for key in OPTIONAL_PATHS if from_file.get(key)}
-    from_file = {key: value for key, value in from_file.items() if key not in OPTIONAL_PATHS}
+    paths = _taken_paths(from_file, where)
+    listed = _task_list(from_file.pop("tasks", []), where)
     needed = {
         "--base-model-path": values["base"] or paths.get("base_model_path"),
         "--artifact-dir": values["artifact_dir"] or paths.get("artifact_dir"),
@@ -156,8 +156,7 @@ def _append(
         if path is None:
             raise UsageError(f"--append needs {option}", fix=f"pass {option} PATH")
     base, artifact_dir, artifact = (path for path in needed.values() if path is not None)
-    names = list(values["tasks"]) or _task_list(from_file.pop("tasks", []), where)
-    from_file.pop("tasks", None)
+    names = list(values["tasks"]) or listed
     checkpoint_dir = values["checkpoint_dir"] or paths.get("checkpoint_dir")
     tasks = resolve_tasks(names, values["task_paths"], checkpoint_dir)
     wanted = from_file | _assigned(values) | given(values)
@@ -196,10 +195,8 @@ def build_request(
         replaced = resolve_tasks(*(values[key] for key in TASK_OPTIONS)) if named else {}
         record, values = from_recipe(record, where, values, replaced)
     from_file = dict(record or {})
-    paths = {key: Path(str(from_file[key])) for key in OPTIONAL_PATHS if from_file.get(key)}
-    for key in OPTIONAL_PATHS:
-        from_file.pop(key, None)
-    listed = from_file.pop("tasks", [])
+    paths = _taken_paths(from_file, where)
+    listed = _task_list(from_file.pop("tasks", []), where)
     base, artifact_dir, from_artifact = (
         values.get(option) or paths.get(key)
         for option, key in (
@@ -212,7 +209,7 @@ def build_request(
         raise UsageError("no base given", fix="pass --base-model-path PATH")
     if artifact_dir is None:
         raise UsageError("no artifact directory given", fix="pass --artifact-dir DIR")
-    names = list(values["tasks"]) or _task_list(listed, where)
+    names = list(values["tasks"]) or listed
     tasks: dict[str, Path] = {}
     if names or values["task_paths"] or from_artifact is None:
         checkpoint_dir = values["checkpoint_dir"] or paths.get("checkpoint_dir")
@@ -263,9 +260,26 @@ def _assignment(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
+def _taken_paths(record: dict[str, Any], where: str) -> dict[str, Path]:
+    """The paths of a configuration, taken out of it; empty ones count as not given.
+
+    Raises:
+        UsageError: one is not text, even where the command line names another.
+    """
+    found = {key: record.pop(key) for key in OPTIONAL_PATHS if key in record}
+    for key, value in found.items():
+        if not isinstance(value, str | Path | None):
+            raise UsageError(
+                f"key {key!r} is {value!r:.80}, must be a path", where=where, fix="write it as text"
+            )
+    return {key: Path(value) for key, value in found.items() if value}
+
+
 def _task_list(listed: Any, where: str) -> list[str]:
     if not isinstance(listed, list) or not all(isinstance(task, str) for task in listed):
-        raise UsageError("key 'tasks' is not a list of names", where=where)
+        raise UsageError(
+            "key 'tasks' is not a list of names", where=where, fix="write tasks: [cars, dtd]"
+        )
     return listed
 
 

@@ -176,10 +176,14 @@ def inspect(statistics_dir: Path, quiet: bool, as_json: bool, debug: bool) -> No
     """Show kind, data, counts and fingerprint of each task's statistics."""
     from svd_hybrid.collect.store import read_record
     from svd_hybrid.errors import StorageError
+    from svd_hybrid.io.reader import open_checkpoint
 
     if not statistics_dir.is_dir():
         raise StorageError("folder does not exist", where=str(statistics_dir))
-    found = {path.stem: read_record(path) for path in sorted(statistics_dir.glob("*.safetensors"))}
+    found = {
+        path.stem: read_record(open_checkpoint(path).path)
+        for path in sorted(statistics_dir.glob("*.safetensors"))
+    }
     if not found:
         raise StorageError(
             "folder holds no statistics", where=str(statistics_dir), fix="run svdh stats collect"

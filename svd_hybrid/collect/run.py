@@ -21,7 +21,9 @@ from svd_hybrid.collect.store import StatisticsStore
 from svd_hybrid.data.batches import TaskData
 from svd_hybrid.data.source import Source
 from svd_hybrid.errors import FamilyError, StorageError, UsageError, shorten
-from svd_hybrid.io.reader import CheckpointReader, open_checkpoint
+from svd_hybrid.io.adapter.reader import open_task
+from svd_hybrid.io.outputs import protect_inputs
+from svd_hybrid.io.reader import ADAPTER_ENTRY, CheckpointReader, open_checkpoint
 from svd_hybrid.models.inputs import InputSettings, open_task_data
 from svd_hybrid.models.live import LiveModel
 from svd_hybrid.models.load import live_model
@@ -93,6 +95,7 @@ def run_collect(request: CollectRequest, progress: Progress | None = None) -> Co
     Raises:
         UsageError, StorageError, FamilyError: a model or data that cannot be used, or a folder
             that is in the way.
+        LockedError: another run collects into that folder.
     """
     if request.ran == "base" and request.base is None:
         raise UsageError("no base given", fix="pass --base-model-path PATH")
@@ -100,7 +103,16 @@ def run_collect(request: CollectRequest, progress: Progress | None = None) -> Co
         raise StorageError(
             "base does not exist", where=str(request.base), fix="check the path and its spelling"
         )
+    checkpoints = [*request.tasks.values(), *([request.base] if request.base else [])]
+    protect_inputs(request.output, checkpoints)
     store = StatisticsStore(request.output)
+    with store.reserved():
+        return _collect_tasks(request, store, progress)
+
+
+def _collect_tasks(
+    request: CollectRequest, store: StatisticsStore, progress: Progress | None
+) -> CollectResult:
     records: dict[str, StatisticsRecord] = {}
     seconds: dict[str, float] = {}
     notes: list[str] = []
@@ -133,8 +145,21 @@ def run_collect(request: CollectRequest, progress: Progress | None = None) -> Co
 
 def _checkpoint_of(request: CollectRequest, task: str) -> CheckpointReader:
     """The weights that run on a task's data."""
-    at_base = request.ran == "base" and request.base is not None
-    return open_checkpoint(request.base if at_base and request.base else request.tasks[task])
+    if request.base is None:
+        return _without_base(request.tasks[task])
+    if request.ran == "base":
+        return open_checkpoint(request.base)
+    return open_task(request.tasks[task], open_checkpoint(request.base))
+
+
+def _without_base(path: Path) -> CheckpointReader:
+    if (path / ADAPTER_ENTRY).is_file():
+        raise UsageError(
+            "an adapter runs on its base, and none is given",
+            where=str(path),
+            fix="pass --base-model-path PATH",
+        )
+    return open_checkpoint(path)
 
 
 def _model_of(request: CollectRequest, task: str, live: LiveModel | None) -> LiveModel:

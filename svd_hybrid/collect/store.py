@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from svd_hybrid.collect.record import StatisticsRecord
 from svd_hybrid.errors import StorageError, UsageError
+from svd_hybrid.io.locks import locked
 from svd_hybrid.io.new_file import make_folders, remove_tree, write_file
 from svd_hybrid.io.safetensors_reader import SafetensorsReader
 from svd_hybrid.io.safetensors_writer import SafetensorsWriter
@@ -58,6 +60,23 @@ class StatisticsStore:
             )
         return self.folder / f"{task}.safetensors"
 
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Keep other runs from collecting into the folder; one made for nothing goes again.
+
+        Raises:
+            LockedError: another run collects there.
+            StorageError, OSError: the folder cannot be made or written.
+        """
+        is_new = not self.folder.exists()
+        _make(self.folder)
+        try:
+            with locked(self.folder.absolute() / "collect"):
+                yield
+        finally:
+            if is_new and not any(self.folder.iterdir()):
+                remove_tree(self.folder)
+
     def finished(self, record: StatisticsRecord, overwrite: bool) -> StatisticsRecord | None:
         """The record of the task's file if it is there already; else None.
 
@@ -65,10 +84,19 @@ class StatisticsStore:
             StorageError: one of other weights, data or settings is, and may not be replaced.
         """
         path = self.path(record.task)
-        if not path.exists() or overwrite:
+        if not path.exists():
             return None
         stored = read_record(path)
-        if stored is not None and stored.key == record.key:
+        if stored is None:
+            raise StorageError(
+                "file in the output's place holds no statistics of svdh stats collect",
+                where=str(path),
+                fix="choose another --output-dir; nothing there is touched",
+            )
+        if overwrite:
+            return None
+        if stored.key == record.key:
+            self._drop_pieces(record.task)
             return stored
         raise StorageError(
             f"statistics of task {record.task!r} are there, of other weights, data or settings",
@@ -125,6 +153,8 @@ class StatisticsStore:
     def _drop_pieces(self, task: str) -> None:
         """Remove what finished and abandoned runs of a task left."""
         pieces = self.folder / PIECES
+        if not pieces.is_dir():
+            return
         for folder in pieces.iterdir():
             if folder.name.rpartition("-")[0] == task:
                 remove_tree(folder)

@@ -168,10 +168,26 @@ class _Comparison:
 
     def _check_methods(self) -> None:
         """Refuse what a method lacks before anything is scored."""
+        self._refuse_unread()
         firsts = {c.config.method: c.config for c in reversed(self.request.combinations)}
         for config in firsts.values():
             alone = replace(config, store_tasks="off")  # as merges are computed
             OpenFamily.open(self._compress_request(alone), self.source, None)
+
+    def _refuse_unread(self) -> None:
+        """Files that no method compared would look at are a mistake."""
+        configs = [combination.config for combination in self.request.combinations]
+        methods = [(METHODS[config.method], config) for config in configs]
+        unread = {
+            "statistics_dir": not any(m.reads_statistics(c.method_params) for m, c in methods),
+            "mask_dir": not any(m.takes_masks for m, _ in methods),
+        }
+        for key, is_unread in unread.items():
+            if is_unread and getattr(self.family, key) is not None:
+                flag = f"--{key.replace('_', '-')}"
+                raise UsageError(
+                    f"no method compared reads {flag} with these parameters", fix=f"drop {flag}"
+                )
 
     def _shared_data(self) -> list[str]:
         """A warning where candidates are chosen on the data they are reported on."""

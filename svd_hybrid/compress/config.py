@@ -204,7 +204,8 @@ def implied_profile(values: Mapping[str, Any], where: str) -> str:
     Raises:
         UsageError: parameters of hybrid, and a target, which only auto has.
     """
-    rules = values.get("overrides") or ()
+    rules = values.get("overrides")
+    rules = rules if isinstance(rules, list | tuple) else ()
     named = [key for rule in rules if isinstance(rule, Mapping) for key in rule]
     documented = sorted(_names(HybridParams) & {*values, *named})
     if not documented:

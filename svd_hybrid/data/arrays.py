@@ -10,7 +10,7 @@ import numpy as np
 
 from svd_hybrid.data.examples import Examples, no_classes
 from svd_hybrid.data.labels import numbered
-from svd_hybrid.errors import FamilyError, shorten
+from svd_hybrid.errors import DataError, shorten
 
 Array = np.ndarray[Any, Any]
 
@@ -19,7 +19,7 @@ def npz_file(path: Path, task: str) -> Examples:
     """`<task>_images` with `<task>_labels`, `<task>` (token ids), or the same without a task.
 
     Raises:
-        FamilyError: no npz file, no such array, or one that is no image or token array.
+        DataError: no npz file, no such array, or one that is no image or token array.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -27,22 +27,22 @@ def npz_file(path: Path, task: str) -> Examples:
             chosen = _names(task, names, str(path))
             arrays = {role: stored[name] for role, name in chosen.items()}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise FamilyError(f"no npz file: {error}", where=str(path)) from error
+        raise DataError(f"no npz file: {error}", where=str(path)) from error
     where = f"{path}: {chosen['inputs']}"
     inputs = arrays["inputs"]
     if not len(inputs):
-        raise FamilyError("data has no samples", where=where)
+        raise DataError("data has no samples", where=where)
     labels, classes = None, no_classes()
     if "labels" in arrays:
         if len(arrays["labels"]) != len(inputs):
-            raise FamilyError(
+            raise DataError(
                 f"{len(arrays['labels'])} labels for {len(inputs)} samples", where=where
             )
         labels, classes = numbered(arrays["labels"].tolist(), where)
     if chosen["inputs"].endswith("images"):
         return Examples("images", _images(inputs, where), where, labels, classes)
     if inputs.ndim != 2 or not np.issubdtype(inputs.dtype, np.integer):
-        raise FamilyError(
+        raise DataError(
             f"token ids are {inputs.dtype} {list(inputs.shape)}",
             where=where,
             fix="store whole numbers, one row per sample",
@@ -61,7 +61,7 @@ def _names(task: str, names: list[str], where: str) -> dict[str, str]:
             return {role: name for role, name in found.items() if name in names}
     if task in names:
         return {"inputs": task}
-    raise FamilyError(
+    raise DataError(
         f"no data of task {task!r}; the arrays are {shorten(names, 8)}",
         where=where,
         fix=f"name them {task}_images and {task}_labels, {task} (token ids), images or input_ids",
@@ -70,7 +70,7 @@ def _names(task: str, names: list[str], where: str) -> dict[str, str]:
 
 def _images(inputs: Array, where: str) -> Array:
     if inputs.dtype != np.uint8 or inputs.ndim not in (3, 4):
-        raise FamilyError(
+        raise DataError(
             f"images are {inputs.dtype} {list(inputs.shape)}",
             where=where,
             fix="store uint8 arrays (N, H, W) or (N, H, W, C)",

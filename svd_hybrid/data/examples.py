@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svd_hybrid.errors import FamilyError
+from svd_hybrid.errors import DataError
 
 Kind = Literal["images", "text", "tokens", "document"]
 
@@ -47,13 +47,13 @@ class Examples:
         """Samples start:stop.
 
         Raises:
-            FamilyError: there are fewer.
+            DataError: there are fewer.
         """
         if start == 0 and stop is None:
             return self
         end = len(self) if stop is None else stop
         if end > len(self) or start >= len(self):
-            raise FamilyError(
+            raise DataError(
                 f"data has {len(self)} samples, [{start}:{end}] was asked for",
                 where=self.source,
                 fix="ask for fewer",
@@ -64,12 +64,12 @@ class Examples:
         """`count` samples, evenly spaced over all of them; None for all.
 
         Raises:
-            FamilyError: there are fewer.
+            DataError: there are fewer.
         """
         if count is None or count == len(self):
             return self
         if count > len(self):
-            raise FamilyError(
+            raise DataError(
                 f"data has {len(self)} samples, {count} were asked for",
                 where=self.source,
                 fix=f"pass --samples {len(self)}, or more data",

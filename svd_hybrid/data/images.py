@@ -12,7 +12,7 @@ import numpy as np
 from svd_hybrid.data.examples import Examples
 from svd_hybrid.data.extra import require
 from svd_hybrid.data.labels import numbered
-from svd_hybrid.errors import FamilyError
+from svd_hybrid.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 
@@ -36,7 +36,7 @@ def decoded(data: bytes, where: str) -> np.ndarray[Any, Any]:
     """An image file's content as uint8, (H, W) for grey ones and (H, W, 3) for others.
 
     Raises:
-        FamilyError: it is no image.
+        DataError: it is no image.
     """
     pillow = require("PIL.Image", "reading images")
     try:
@@ -44,21 +44,21 @@ def decoded(data: bytes, where: str) -> np.ndarray[Any, Any]:
             grey = image.mode in ("1", "L", "I;16", "LA")
             return np.asarray(image.convert("L" if grey else "RGB"))
     except (OSError, ValueError) as error:
-        raise FamilyError(f"no image: {error}", where=where, fix="remove or repair it") from error
+        raise DataError(f"no image: {error}", where=where, fix="remove or repair it") from error
 
 
 def image_folder(folder: Path) -> Examples:
     """Every image below `folder`: classes are its subfolders, in sorted order.
 
     Raises:
-        FamilyError: it holds no images.
+        DataError: it holds no images.
     """
     subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir())
     found = [(file, entry.name) for entry in subfolders for file in _images(entry)]
     if not found:
         loose = _images(folder)
         if not loose:
-            raise FamilyError(
+            raise DataError(
                 "folder holds no images",
                 where=str(folder),
                 fix="put them into one subfolder per class: " + ", ".join(SUFFIXES),

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svd_hybrid.errors import FamilyError
+from svd_hybrid.errors import DataError
 
 
 def numbered(labels: Sequence[Any], where: str) -> tuple[Tensor, tuple[str, ...]]:
     """(N,) int64 and the class names; whole numbers stay, names are numbered in sorted order.
 
     Raises:
-        FamilyError: something else.
+        DataError: something else.
 
     >>> numbered(["b", "a", "b"], "x")
     (tensor([1, 0, 1]), ('a', 'b'))
@@ -27,7 +27,7 @@ def numbered(labels: Sequence[Any], where: str) -> tuple[Tensor, tuple[str, ...]
     try:
         whole = [int(label) for label in labels]
     except (TypeError, ValueError) as error:
-        raise FamilyError(f"labels are neither numbers nor names: {error}", where=where) from error
+        raise DataError(f"labels are neither numbers nor names: {error}", where=where) from error
     if any(number != label for number, label in zip(whole, labels, strict=True)):
-        raise FamilyError("labels are not whole numbers", where=where)
+        raise DataError("labels are not whole numbers", where=where)
     return torch.tensor(whole, dtype=torch.int64), ()

@@ -7,7 +7,7 @@ from svd_hybrid.data.examples import Examples
 from svd_hybrid.data.images import image_folder
 from svd_hybrid.data.source import Source
 from svd_hybrid.data.tables import Fields, dataset, jsonl_file, parquet_file
-from svd_hybrid.errors import FamilyError, StorageError, UsageError
+from svd_hybrid.errors import DataError, StorageError, UsageError
 
 FIELDS = Fields()
 
@@ -25,7 +25,7 @@ def load_examples(source: Source, task: str, fields: Fields = FIELDS) -> Example
     Raises:
         StorageError: there is no such file.
         UsageError: a split of a file that has none.
-        FamilyError: it holds no samples, or not what its kind should.
+        DataError: it holds no samples, or not what its kind should.
     """
     found = _whole(source, task, fields)
     return found if found.kind == "document" else found.part(source.start, source.stop)
@@ -41,7 +41,7 @@ def _whole(source: Source, task: str, fields: Fields) -> Examples:
     if path.is_file():
         _refuse_split(source)
         if not path.stat().st_size:
-            raise FamilyError("file is empty", where=str(path))
+            raise DataError("file is empty", where=str(path))
         return _file(source, task, fields)
     looks_like_file = source.name.startswith((".", "/", "~")) or (path.suffix and not source.split)
     if not path.exists() and looks_like_file:
@@ -62,9 +62,9 @@ def _file(source: Source, task: str, fields: Fields) -> Examples:
             try:
                 text = path.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
-                raise FamilyError(f"no UTF-8 text: {error}", where=str(path)) from error
+                raise DataError(f"no UTF-8 text: {error}", where=str(path)) from error
             if not text.strip():
-                raise FamilyError("file is empty", where=str(path))
+                raise DataError("file is empty", where=str(path))
             return Examples("document", [text], str(path))
     raise UsageError(
         f"data of kind {path.suffix or 'without a suffix'!r} is not known",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from svd_hybrid.errors import FamilyError, UsageError
+from svd_hybrid.errors import DataError, UsageError
 
 DEVIATION_FLOOR = 0.02
 """Added to an image's deviation, in units of its brightness range; blank images stay finite."""
@@ -86,11 +86,11 @@ class Pixels:
         """Images (H, W) or (H, W, C) → pixel_values.
 
         Raises:
-            FamilyError: they differ in size and no size is set.
+            DataError: they differ in size and no size is set.
         """
         found = [self._one(np.asarray(sample)) for sample in samples]
         if len({image.shape for image in found}) > 1:
-            raise FamilyError(
+            raise DataError(
                 "images differ in size or channels", fix="pass --image-size and --image-channels"
             )
         return {"pixel_values": self.normalise(torch.stack(found))}, None

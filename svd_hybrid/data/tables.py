@@ -15,7 +15,7 @@ from svd_hybrid.data.extra import require
 from svd_hybrid.data.images import decoded
 from svd_hybrid.data.labels import numbered
 from svd_hybrid.data.source import Source
-from svd_hybrid.errors import FamilyError, shorten
+from svd_hybrid.errors import DataError, shorten
 
 TOKEN_FIELD = "input_ids"  # noqa: S105 # a column of token ids
 
@@ -39,7 +39,7 @@ def jsonl_file(path: Path, task: str, fields: Fields) -> Examples:
     """One JSON object per line.
 
     Raises:
-        FamilyError: a line is none, or the fields are not there.
+        DataError: a line is none, or the fields are not there.
     """
     rows = []
     with path.open(encoding="utf-8") as file:
@@ -49,9 +49,9 @@ def jsonl_file(path: Path, task: str, fields: Fields) -> Examples:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise FamilyError(f"no JSON: {error}", where=f"{path}, line {number}") from error
+                raise DataError(f"no JSON: {error}", where=f"{path}, line {number}") from error
             if not isinstance(row, dict):
-                raise FamilyError("no JSON object", where=f"{path}, line {number}")
+                raise DataError("no JSON object", where=f"{path}, line {number}")
             rows.append(row)
     return from_rows(rows, task, fields, str(path))
 
@@ -60,14 +60,14 @@ def parquet_file(path: Path, task: str, fields: Fields) -> Examples:
     """A parquet file with an image column (encoded bytes) or a text column.
 
     Raises:
-        FamilyError: it is none, or the fields are not there.
+        DataError: it is none, or the fields are not there.
     """
     parquet = require("pyarrow.parquet", "reading parquet files")
     arrow = require("pyarrow", "reading parquet files")
     try:
         table = parquet.read_table(path)
     except (OSError, arrow.ArrowException) as error:
-        raise FamilyError(f"no parquet file: {str(error)[:200]}", where=str(path)) from error
+        raise DataError(f"no parquet file: {str(error)[:200]}", where=str(path)) from error
     return from_rows(table.to_pylist(), task, fields, str(path))
 
 
@@ -77,7 +77,7 @@ def dataset(source: Source, task: str, fields: Fields) -> Examples:
     `NAME:CONFIG` chooses a configuration. Samples are read when asked for.
 
     Raises:
-        FamilyError: it cannot be loaded, has no such split, or lacks the fields.
+        DataError: it cannot be loaded, has no such split, or lacks the fields.
     """
     datasets = require("datasets", "loading a dataset")
     where = str(source)
@@ -90,7 +90,7 @@ def dataset(source: Source, task: str, fields: Fields) -> Examples:
             else datasets.load_dataset(name, config or None)
         )
     except Exception as error:  # the library raises what its loaders, parsers and network raise
-        raise FamilyError(
+        raise DataError(
             f"dataset cannot be loaded: {type(error).__name__}: {str(error)[:200]}",
             where=where,
             fix="check the name, or download it and pass the folder or files",
@@ -99,14 +99,14 @@ def dataset(source: Source, task: str, fields: Fields) -> Examples:
         splits = list(found)
         if source.split not in splits:
             asked = f"no split {source.split!r}" if source.split else "no split was named"
-            raise FamilyError(
+            raise DataError(
                 f"{asked}; the dataset has {shorten(splits, 8)}",
                 where=where,
                 fix=f"write {source.name}@{splits[0]}",
             )
         found = found[source.split]
     elif source.split:
-        raise FamilyError(f"no split {source.split!r}: the folder holds one table", where=where)
+        raise DataError(f"no split {source.split!r}: the folder holds one table", where=where)
     if fields.image in found.column_names:
         found = found.cast_column(fields.image, datasets.Image(decode=False))
     return from_rows(found, task, fields, where)
@@ -116,17 +116,17 @@ def from_rows(rows: Sequence[Mapping[str, Any]], task: str, fields: Fields, wher
     """Samples of the task's rows.
 
     Raises:
-        FamilyError: no rows, none of this task, or no column svdh can use.
+        DataError: no rows, none of this task, or no column svdh can use.
     """
     if not rows:
-        raise FamilyError("data has no samples", where=where)
+        raise DataError("data has no samples", where=where)
     if fields.task in rows[0]:
         named = _column(rows, fields.task)
         tasks = sorted({str(name) for name in named})
         chosen = tuple(number for number, name in enumerate(named) if name == task)
         rows = Chosen(rows, chosen)
         if not chosen:
-            raise FamilyError(
+            raise DataError(
                 f"no rows of task {task!r}; field {fields.task!r} has {shorten(tasks, 8)}",
                 where=where,
                 fix="name the task as the data does, or pass --task-field NAME",
@@ -145,7 +145,7 @@ def from_rows(rows: Sequence[Mapping[str, Any]], task: str, fields: Fields, wher
             if fields.label in rows[0]:
                 labels, classes = numbered(_column(rows, fields.label), where)
             return Examples(kind, inputs, where, labels, classes)
-    raise FamilyError(
+    raise DataError(
         f"no column {fields.text!r}, {fields.image!r} or {TOKEN_FIELD!r}; "
         f"there are {shorten(sorted(rows[0]), 8)}",
         where=where,
@@ -194,6 +194,6 @@ def _cell(kind: Kind, row: Mapping[str, Any], column: str, where: str) -> Any:
             value = value.get("bytes")
         if isinstance(value, bytes):
             return decoded(value, where)
-    raise FamilyError(
+    raise DataError(
         f"field {column!r} of a row holds {type(value).__name__}, which is no {kind}", where=where
     )

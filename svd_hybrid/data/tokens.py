@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svd_hybrid.errors import FamilyError
+from svd_hybrid.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,14 @@ class TokenRows:
         """Rows → input_ids (B, L) and, where some are padded, attention_mask.
 
         Raises:
-            FamilyError: an empty row, or ids that the model's embedding does not have.
+            DataError: an empty row, or ids that the model's embedding does not have.
         """
         rows = [torch.from_numpy(np.array(row[: self.max_length])).long() for row in samples]
         ids = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.int64)
         mask = torch.zeros(ids.shape, dtype=torch.bool)
         for number, row in enumerate(rows):
             if not len(row):
-                raise FamilyError("a sample has no tokens", where=self.where, fix="remove it")
+                raise DataError("a sample has no tokens", where=self.where, fix="remove it")
             ids[number, : len(row)], mask[number, : len(row)] = row, True
         check_ids(ids, self.vocabulary, self.where)
         if bool(mask.all()):
@@ -62,7 +62,7 @@ class Tokenised:
         """Strings → the tokenizer's tensors, with attention_mask where some are padded.
 
         Raises:
-            FamilyError: a string without tokens, or ids that the model's embedding does not have.
+            DataError: a string without tokens, or ids that the model's embedding does not have.
         """
         limit = self.rows.max_length
         made = self.tokenizer(list(samples), truncation=True, max_length=limit)
@@ -78,12 +78,12 @@ def document_rows(text: str, tokenizer: Any, length: int, where: str) -> np.ndar
     """A text's tokens in rows of `length`, (N, length) int64; the rest at its end is left out.
 
     Raises:
-        FamilyError: it has fewer tokens than one row.
+        DataError: it has fewer tokens than one row.
     """
     ids = np.asarray(tokenizer(text, verbose=False)["input_ids"], dtype=np.int64)
     rows = len(ids) // length
     if not rows:
-        raise FamilyError(
+        raise DataError(
             f"text has {len(ids)} tokens, fewer than one row of {length}",
             where=where,
             fix="pass more text, or a smaller --max-length",
@@ -95,11 +95,11 @@ def check_ids(ids: Tensor, vocabulary: int | None, where: str) -> None:
     """Refuse ids that the model's embedding does not have.
 
     Raises:
-        FamilyError: one is negative or too large.
+        DataError: one is negative or too large.
     """
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or (vocabulary is not None and high >= vocabulary):
-        raise FamilyError(
+        raise DataError(
             f"token id {low if low < 0 else high} is not in the model's vocabulary of {vocabulary}",
             where=where,
             fix="use the tokenizer of this model",

@@ -26,10 +26,13 @@ class EvaluationError(SvdhError):
     """Data, heads, tokenizer or evaluator do not fit the model, or each other."""
 
     exit_code = 3
+    usual_fix = "check that model, data and heads belong together"
 
 
 class DivergedError(EvaluationError):
     """The model's outputs are NaN, infinite, or too large to score."""
+
+    usual_fix = "repair the model that is named"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from svd_hybrid.models.live import LiveModel
 from svd_hybrid.models.load import quiet_transformers
 
 DEFAULT_LENGTH = 512
+SPARE_ROWS = 1024
+"""Embeddings are padded to round numbers, by fewer rows than this."""
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -79,8 +81,7 @@ def task_data(
         examples = examples.spread(settings.samples)
         prepare, used, notes = _pixels(live, settings)
     else:
-        examples, prepare, used = _tokens(live, examples, source, settings)
-        notes = ()
+        examples, prepare, used, notes = _tokens(live, examples, source, settings)
     used["asked"] = str(source)
     return TaskData(examples, prepare, settings.batch_size, used, notes)
 
@@ -118,19 +119,30 @@ def _whole(value: Any) -> int | None:
 
 def _tokens(
     live: LiveModel, examples: Examples, source: Source, settings: InputSettings
-) -> tuple[Examples, Prepare, dict[str, Any]]:
+) -> tuple[Examples, Prepare, dict[str, Any], tuple[str, ...]]:
     length = sequence_length(live, settings, examples.source)
     rows = TokenRows(live.vocabulary, length, examples.source)
     used: dict[str, Any] = {"max_length": length}
     if examples.kind == "tokens":
-        return examples.spread(settings.samples), rows, used
+        return examples.spread(settings.samples), rows, used, ()
     tokenizer = model_tokenizer(live, settings.tokenizer)
     used["tokenizer"] = type(tokenizer).__name__
+    notes = _size_note(len(tokenizer), live.vocabulary)
     if examples.kind == "document":
         made = document_rows(examples.inputs[0], tokenizer, length, examples.source)
         chosen = replace(examples, inputs=made).part(source.start, source.stop)
-        return chosen.spread(settings.samples), rows, used
-    return examples.spread(settings.samples), Tokenised(tokenizer, rows), used
+        return chosen.spread(settings.samples), rows, used, notes
+    return examples.spread(settings.samples), Tokenised(tokenizer, rows), used, notes
+
+
+def _size_note(tokens: int, vocabulary: int | None) -> tuple[str, ...]:
+    """A warning about a tokenizer that may be another model's; ids it lacks raise no error."""
+    if vocabulary is None or vocabulary - tokens < SPARE_ROWS:
+        return ()
+    return (
+        f"the tokenizer has {tokens:,} tokens, the model {vocabulary:,}: "
+        "check that it is this model's",
+    )
 
 
 def sequence_length(live: LiveModel, settings: InputSettings, where: str) -> int:

@@ -165,6 +165,8 @@ def test_searched_weights_are_written_and_evaluated(project, svdh, line):
     assert run.code == 0, run.err
     weights = json.loads(found.read_text())
     assert sorted(weights) == sorted(TASKS)
+    again = svdh(*line("compare", "--search-weights", "--data", "no.npz", weights_out=found))
+    assert (again.code, "output exists" in again.err) == (8, True)  # seen before anything else
     evaluated = svdh(*line("eval", "--json", "--only", "weights", weights=found))
     assert evaluated.code == 0, evaluated.err
     assert json.loads(evaluated.out)["subjects"][0]["kind"] == "weights"

@@ -304,6 +304,11 @@ UNREADABLE = {
     "a number as key": b"3: 4\n",
     "an endless number": b"low_bits: 1" + b"0" * 5000,
     "a date": b"model: 2020-01-01\n",
+    "a list as path, though given": b"base_model_path: [1, 2]\n",
+    "a number as path, though given": b"artifact_dir: 0\n",
+    "a list as task, though given": b"tasks: [[x]]\n",
+    "a number as overrides": b"overrides: 3\n",
+    "a list as statistics": b"statistics_dir: [1]\n",
 }
 
 

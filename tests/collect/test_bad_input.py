@@ -15,9 +15,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from svd_hybrid.cli.app import main
+from svd_hybrid.collect.store import StatisticsStore
 from svd_hybrid.data.load import load_examples
 from svd_hybrid.data.source import Source, sources_of
-from svd_hybrid.errors import FamilyError, StorageError, UsageError
+from svd_hybrid.errors import DataError, FamilyError, LockedError, StorageError, UsageError
+from svd_hybrid.io import locks
+from svd_hybrid.models import inputs
 from tests.collect.test_layers_seen import collected, images, tokens
 from tests.models.tiny import VOCABULARY, saved
 
@@ -240,3 +244,63 @@ def test_blank_images_stay_finite(tmp_path):
     np.savez(tmp_path / "d.npz", images=np.zeros((2, 16, 16), np.uint8))
     got, _ = collected(saved("vit", tmp_path / "m"), tmp_path / "d.npz", tmp_path / "st")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in got.values())
+
+
+def test_a_second_run_on_one_folder_ends_with_7_and_takes_nothing_away(
+    llama, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(locks, "WAIT_S", 0.1)
+    data = tokens(tmp_path / "data.npz", count=4, length=6)
+    out = tmp_path / "out"
+    store = StatisticsStore(out)
+    with store.reserved(), pytest.raises(LockedError, match="another run"):
+        collected(llama, data, out)
+    assert not out.exists()
+    collected(llama, data, out)
+    assert sorted(path.name for path in out.iterdir()) == ["ant.safetensors", "statistics.json"]
+
+
+def test_pieces_that_a_killed_run_left_beside_its_finished_file_go(llama, tmp_path):
+    data = tokens(tmp_path / "data.npz", count=4, length=6)
+    _, result = collected(llama, data, tmp_path / "out")
+    piece = StatisticsStore(tmp_path / "out").piece(result.records["ant"], "around")
+    piece.parent.mkdir(parents=True)
+    piece.write_bytes(b"")
+    collected(llama, data, tmp_path / "out")
+    assert not (tmp_path / "out" / ".partial").exists()
+
+
+def test_a_file_of_statistics_that_is_none_is_refused(tmp_path, capsys):
+    (tmp_path / "ant.safetensors").write_bytes(b"neither" * 9)
+    assert main(["stats", "inspect", "--statistics-dir", str(tmp_path)]) == 3
+    assert "ant.safetensors" in capsys.readouterr().err
+
+
+def test_data_that_cannot_be_read_are_data_and_no_checkpoint(tmp_path):
+    (tmp_path / "d.npz").write_bytes(b"PK")
+    with pytest.raises(DataError) as caught:
+        load_examples(Source.parse(str(tmp_path / "d.npz")), "ant")
+    assert caught.value.facts()["fix"] == "repair the data, or pass others"
+
+
+def test_a_tokenizer_of_another_size_is_noted(llama, tmp_path, monkeypatch):
+    data = lines(tmp_path / "d.jsonl", *TEXT)
+    _, result = collected(llama, data, tmp_path / "out", "moment")
+    assert not any("tokenizer" in note for note in result.notes)
+    other = with_tokenizer(tmp_path / "other", len(WORDS) + 1)
+    monkeypatch.setattr(inputs, "SPARE_ROWS", 8)
+    _, result = collected(llama, data, tmp_path / "o2", "moment", inputs={"tokenizer": other})
+    assert any(f"has {len(WORDS) + 1} tokens, the model {VOCABULARY}" in n for n in result.notes)
+
+
+def test_a_checkpoint_in_the_place_of_statistics_is_never_replaced(llama, tmp_path):
+    data = tokens(tmp_path / "data.npz", count=4, length=6)
+    (tmp_path / "ckpts").mkdir()
+    mine = tmp_path / "ckpts" / "ant.safetensors"
+    mine.write_bytes((llama / "model.safetensors").read_bytes())
+    with pytest.raises(StorageError, match="holds no statistics"):
+        collected(llama, data, tmp_path / "ckpts", overwrite=True)
+    with pytest.raises(UsageError, match="input of this run"):
+        collected(llama, data, llama)
+    assert mine.read_bytes() == (llama / "model.safetensors").read_bytes()
+    assert not list(llama.glob("ant*"))

@@ -231,6 +231,17 @@ def test_what_a_method_says_of_its_statistics_is_passed_on(family, tmp_path):
     )
 
 
+@pytest.mark.parametrize("key", ["statistics_dir", "mask_dir"])
+def test_files_that_no_method_compared_reads_are_refused(family, tmp_path, key):
+    scorers.CALLS.clear()
+    request = CompressRequest(
+        family.base, family.tasks, Path(), CompressConfig(), **{key: tmp_path / "absent"}
+    )
+    with pytest.raises(UsageError, match="no method compared reads --" + key.replace("_", "-")):
+        run_compare(asked(family, ("ties", "iso-c"), (), family=request))
+    assert scorers.CALLS == []
+
+
 def test_searching_needs_an_artifact(family):
     with pytest.raises(UsageError, match="among the tasks of an artifact"):
         run_compare(asked(family, search=SearchSettings()))

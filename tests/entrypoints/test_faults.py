@@ -70,3 +70,13 @@ def test_termination_unwinds(capsys: pytest.CaptureFixture[str]):
 def test_a_body_that_returns_a_number_ends_with_it():
     assert run_guarded(lambda: 4, []) == 4
     assert run_guarded(lambda: "path", []) == 0
+
+
+@pytest.mark.parametrize(("module", "code"), [("sklearn.cluster", 2), ("svd_hybrid.nothing", 1)])
+def test_a_package_that_is_missing_is_named_and_is_no_bug(
+    module: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = ModuleNotFoundError(f"No module named {module!r}", name=module)
+    assert run_guarded(raising(error), []) == code
+    said = capsys.readouterr().err
+    assert ("pip install svd-hybrid" in said) == (code == 2)

@@ -8,7 +8,8 @@ and takes in or gives out 16-bit words.
 The usual start at 2**16 would waste two bytes a lane. Here a lane starts at 0 and the first events
 put in (the last taken out) need no words: with one lane until the words are used up, with several
 in the last steps, before which 2**16 is added to every state; the number of the steps before them
-is stored.
+is stored. Without words a state only falls, until the first phrase of a table leaves it as it is:
+what then remains of the phase is that phrase, however long, and takes no loop.
 Source: Duda 2013, "Asymmetric numeral systems"; lanes as in Giesen 2014, "Interleaved entropy
 coders".
 """
@@ -80,17 +81,22 @@ class SingleDecoder(Decoder):
     def _events(self, table: Table, count: int) -> Bytes:
         indices, rows = table.rows
         words, x = self.words, self.state
+        still = table.still
         found: list[bytes] = []
         append = found.append
-        for _ in range(count):
+        for done in range(1, count + 1):
             slot = x & SLOT
             phrase, freq, start = rows[indices[slot]]
             append(phrase)
             x = freq * (x >> TOTAL_BITS) + slot - start
-            if x < LOWEST and words:
-                if not x:
-                    raise _damaged()
-                x = x << 16 | words.pop()
+            if x < LOWEST:
+                if words:
+                    if not x:
+                        raise _damaged()
+                    x = x << 16 | words.pop()
+                elif x < still:
+                    append(table.first * (count - done))
+                    break
         self.state = x
         return np.frombuffer(b"".join(found), np.uint8)
 
@@ -126,6 +132,9 @@ class LaneDecoder(Decoder):
     def _events(self, table: Table, count: int) -> Bytes:
         parts = []
         for first in range(0, count, self.kept.size):
+            if self.steps < 0 and self.states.max() < table.still:
+                parts.append(np.frombuffer(table.first * (count - first), np.uint8))
+                break
             slots = self.kept.reshape(-1)[: min(self.kept.size, count - first)]
             for begin in range(0, len(slots), self.lanes):
                 self._step(table, slots[begin : begin + self.lanes])

@@ -31,6 +31,16 @@ class Table:
         self.longest = max(map(len, phrases))
 
     @cached_property
+    def first(self) -> bytes:
+        """The phrase of slot 0."""
+        return self.phrases[int(np.argmax(self.freqs > 0))]
+
+    @cached_property
+    def still(self) -> int:
+        """States below this stand for the first phrase and stay as they are, without words."""
+        return int(self.freqs[self.freqs > 0][0])
+
+    @cached_property
     def rows(self) -> tuple[bytes, list[tuple[bytes, int, int]]]:
         """By slot an index, and by index phrase, frequency and start: fits small caches."""
         columns = (self.phrases, self.freqs.tolist(), self.starts.tolist())
