@@ -101,7 +101,10 @@ class FamilyInputs:
     @property
     def notes(self) -> list[str]:
         """What the user should know, once the tensors have been read."""
-        if self._statistics is None or not self._plain:
+        if self._statistics is None:
             return []
-        named = shorten(sorted(self._plain))
-        return [f"no Gram matrices, so rounded without regard to inputs: {named}"]
+        found = list(self._statistics.about_files)
+        if self._plain:
+            named = shorten(sorted(self._plain))
+            found.append(f"no Gram matrices, so rounded without regard to inputs: {named}")
+        return found

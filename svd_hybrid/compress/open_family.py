@@ -137,8 +137,7 @@ class OpenFamily:
             *self.weights.notes,
             *source.all_notes(),
             *self.masks.notes,
-            *self.statistics.notes,
-            *self.inputs.notes,
+            *dict.fromkeys((*self.statistics.notes, *self.inputs.notes)),
         ]
         merges = {**plan.merges, config.merge_name: encoder.merge(self.weights.weights)}
         manifest = finish_artifact(

@@ -54,7 +54,7 @@ class FamilyStatistics:
         kind: what is wanted of them: `moment` takes the diagonal of a Gram, `gram` takes either.
         missing: what a matrix without statistics means.
         inputs_first: weights that are stored inputs x outputs, by their records.
-        notes: about the files.
+        about_files: notes.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class FamilyStatistics:
         kind: Kind,
         missing: Missing,
         inputs_first: Iterable[str] = (),
-        notes: Iterable[str] = (),
+        about_files: Iterable[str] = (),
     ) -> None:
         self.files = files
         self.infos = infos
@@ -72,7 +72,8 @@ class FamilyStatistics:
         self.missing = missing
         self.without: set[str] = set()
         self._inputs_first = frozenset(inputs_first)
-        self._notes = list(notes)
+        self.about_files = list(about_files)
+        self._diagonal: set[str] = set()
 
     @classmethod
     def open(
@@ -153,11 +154,14 @@ class FamilyStatistics:
     @property
     def notes(self) -> list[str]:
         """What the user should know, once the tensors have been read."""
-        if not self.without:
-            return self._notes
-        meant = "trimmed by magnitude" if self.kind == "gram" else "all inputs count alike"
-        named = shorten(sorted(self.without))
-        return [*self._notes, f"no layer statistics, so {meant}: {named}"]
+        found = list(self.about_files)
+        if self.without:
+            meant = "trimmed by magnitude" if self.kind == "gram" else "all inputs count alike"
+            found.append(f"no layer statistics, so {meant}: {shorten(sorted(self.without))}")
+        if self._diagonal:
+            named = shorten(sorted(self._diagonal))
+            found.append(f"second moments, no Gram matrices, so inputs count as unrelated: {named}")
+        return found
 
     def inputs_first(self, name: str) -> bool:
         """Whether the weight is stored inputs x outputs, so that statistics count its rows."""
@@ -201,6 +205,8 @@ class FamilyStatistics:
         value = reader.read(name).to(torch.float32)
         if self.kind == "moment" and value.ndim == 2 and value.shape[0] == value.shape[1]:
             value = value.diagonal().clone()
+        if self.kind == "gram" and value.ndim == 1:
+            self._diagonal.add(name)
         if tuple(value.shape) not in self._shapes(name, rows, columns):
             raise FamilyError(
                 f"statistics of {name!r} have shape {list(value.shape)}, "

@@ -105,6 +105,7 @@ def test_second_moments_alone_are_not_minded_and_a_note_says_so(family, grams, t
     result = compress(family.base, family.tasks, tmp_path / "art", step=0.02, statistics_dir=folder)
     compress(family.base, family.tasks, tmp_path / "plain", step=0.02)
     assert any("without regard to inputs: 'a.weight', 'b.weight'" in note for note in result.notes)
+    assert any("without a record of their model" in note for note in result.notes)
     assert size(tmp_path / "art") == pytest.approx(size(tmp_path / "plain"), abs=64)
 
 

@@ -168,3 +168,16 @@ def test_adaptive_budgets_lower_the_weighted_error_within_the_same_budget(family
     else:
         merged = [deltas_of(Artifact.open(tmp_path / f"art{a}"))["a.weight"] for a in (True, False)]
         assert relative_error(*merged) > 1e-4
+
+
+def test_second_moments_in_the_place_of_grams_are_noted(family, tmp_path):
+    folder = write(tmp_path / "stats", every(moments, family))
+    tmp_path.joinpath("run").mkdir()
+    result = compress(
+        family.base,
+        family.tasks,
+        tmp_path / "run/art",
+        method="sparsegpt-ties",
+        statistics_dir=folder,
+    )
+    assert any("count as unrelated: 'a.weight'" in note for note in result.notes)
