@@ -55,4 +55,5 @@ def quantisers(parities: NDArray[np.integer]) -> Bytes:
 
 def doubled(indices: Ints, quantiser: Bytes) -> Ints:
     """What indices stand for, in half steps: (n,) int64."""
-    return 2 * indices - np.sign(indices) * quantiser.astype(np.int64)
+    below: Ints = np.sign(indices) * quantiser.astype(np.int64)
+    return 2 * indices - below

@@ -63,7 +63,7 @@ def unbiased_rest(
         return None
     gain = variance * rest.numel() / product
     plain = plain_rest(numbers, stored_scale(gain), rotated=rotated)
-    return quieter_rest(plain, turned, noise) if trellis else plain
+    return quieter_rest(plain, turned) if trellis else plain
 
 
 def _minded_rest(rest: Tensor, step: float, inputs: LayerInputs) -> CodedRest | None:
