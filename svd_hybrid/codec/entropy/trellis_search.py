@@ -92,34 +92,37 @@ def _viterbi(
 
 def _candidates(values: Floats, kind: NDArray[np.int64], price: float) -> tuple[Floats, Indices]:
     """The cheapest magnitude of each kind: cost and index, (length, 4, paths)."""
-    length, paths = values.shape
-    costs = np.empty((length, 4, paths), np.float32)
-    indices = np.empty((length, 4, paths), np.int32)
+    costs = np.empty((len(values), 4, len(kind)), np.float32)
+    indices = np.empty(costs.shape, np.int32)
     magnitudes = np.abs(values)
     bits = index_bits() * np.float32(price)  # (classes, 2, magnitudes)
     width = bits.shape[2]
     reach = reach_of()[kind]
     for quantiser in (0, 1):
+        own = bits[:, quantiser].ravel()
         exact = (magnitudes + np.float32(quantiser)) * np.float32(0.5)
-        base = (kind * 2 + quantiser) * width
-        beyond = np.rint(exact).astype(np.int32)
         for parity in (0, 1):
-            near = np.rint((exact - parity) * np.float32(0.5)).astype(np.int32) * 2 + parity
-            np.maximum(near, parity, out=near)
-            ends = (reach & 1) == parity  # all from the reach upwards count as the reach
-            near = np.where(ends & (beyond >= reach), beyond, near)
-            near = np.where(ends, near, np.minimum(near, reach - 1)).astype(np.int32)
-            best = None
-            for index in (near, np.maximum(np.minimum(near, reach) - 2, parity)):
-                index = index.astype(np.int32)
-                value = 2 * index - np.minimum(index, 1) * quantiser
-                cost = (magnitudes - value.astype(np.float32)) ** 2
-                cost += bits.take(base + np.minimum(index, width - 1))
-                if best is None:
-                    best = cost, index
-                else:
-                    lower = cost < best[0]
-                    best = np.where(lower, cost, best[0]), np.where(lower, index, best[1])
-            assert best is not None
-            costs[:, 2 * quantiser + parity], indices[:, 2 * quantiser + parity] = best
+            tried = _nearest(exact, parity, reach)
+            prices = [
+                (magnitudes - (2 * index - np.minimum(index, 1) * quantiser)) ** 2
+                + own.take(kind * width + np.minimum(index, width - 1))
+                for index in tried
+            ]
+            at = 2 * quantiser + parity
+            costs[:, at] = np.minimum(prices[0], prices[1])
+            indices[:, at] = np.where(prices[1] < prices[0], tried[1], tried[0])
     return costs, indices
+
+
+def _nearest(exact: Floats, parity: int, reach: Indices) -> tuple[Indices, Indices]:
+    """The indices of a parity nearest to some numbers, and those below them.
+
+    All indices from the reach upwards have the parity of the reach.
+    """
+    near = np.rint((exact - np.float32(parity)) * np.float32(0.5)).astype(np.int32) * 2 + parity
+    np.maximum(near, parity, out=near)
+    whole = np.rint(exact).astype(np.int32)
+    ends = (reach & 1) == parity
+    near = np.where(ends, np.where(whole >= reach, whole, near), np.minimum(near, reach - 1))
+    below = np.maximum(near - np.where(near > reach, 1, 2).astype(np.int32), parity)
+    return near, below

@@ -86,9 +86,9 @@ def _indices(law: TrellisLaw) -> PairSource:
 
 
 @cache
-def reach_of() -> NDArray[np.int64]:
+def reach_of() -> NDArray[np.int32]:
     """(CLASSES,) the reach of each class; class 0 has that of class 1."""
-    return np.array([trellis_law(max(c, 1)).reach for c in range(CLASSES)])
+    return np.array([trellis_law(max(c, 1)).reach for c in range(CLASSES)], np.int32)
 
 
 @cache
