@@ -179,7 +179,7 @@ def test_every_state_is_reached_by_two_ways():
 
 @EACH_KIND
 def test_truncations_are_refused(rows):
-    """All but one in a hundred, which end in state 0 by chance; digests (FORMAT.md §12) catch it."""
+    """All but one in a hundred, which end in state 0 by chance: digests catch it."""
     codec, string = TrellisCodec(rows), string_of(searched(normal((9, 40), 30.0, 6)))
     read = [attempt(codec, string[:end], (9, 40)) for end in range(1, len(string))]
     assert sum(found is not None for found in read) <= len(string) / 100

@@ -507,7 +507,7 @@ def lines(symbols: list[int], last: int, least: int, most: int) -> list[int | No
     return found
 
 
-def entropy_coded(data: bytes, shape: tuple[int, int], trellis: bool) -> Array:
+def entropy_coded(data: bytes, shape: tuple[int, int], trellis: bool = False) -> Array:
     """The matrix, 64-bit integers that fit 32 bits."""
     rows, columns = shape
     stream = Stream(data)
