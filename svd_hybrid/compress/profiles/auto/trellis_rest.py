@@ -32,7 +32,7 @@ NOISE_AT = (
 )
 """Step in standard deviations and noise of the unbiased decoder over the variance: measured on
 Gaussian rows whose scale varies by 0.3 (natural logarithm). Outside, the trellis is not tried."""
-SAMPLE = 1 << 15
+SAMPLE = 1 << 14
 """Numbers, about, on which the step is tried."""
 TRIALS = 4
 SLOPE = 0.45
