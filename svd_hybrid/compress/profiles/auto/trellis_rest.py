@@ -56,7 +56,7 @@ def quieter_rest(plain: CodedRest, turned: Tensor) -> CodedRest:
     wanted = relative_noise(plain.numbers, turned)
     if not NOISE_AT[0][1] <= wanted <= NOISE_AT[-1][1]:
         return plain
-    found = searched(turned / (_step(turned, wanted) / 2))
+    found = _at_noise(turned, wanted)
     product = _product(found.halves, turned)
     if product <= 0.0:
         return plain
@@ -69,11 +69,12 @@ def quieter_rest(plain: CodedRest, turned: Tensor) -> CodedRest:
     return other if other.prepared.bits + dearer < plain.prepared.bits else plain
 
 
-def _step(turned: Tensor, wanted: float) -> float:
-    """The step at which some of the rows have a noise, relative to their variance, about."""
+def _at_noise(turned: Tensor, wanted: float) -> Searched:
+    """The rest at a step at which some of its rows have a noise over their variance, about."""
     steps, noises = np.log(np.array(NOISE_AT)).T
     aim = math.log(wanted)
-    some = turned[:: -(-turned.numel() // SAMPLE)]
+    stride = -(-turned.numel() // SAMPLE)
+    some = turned[::stride]
     deviation = math.sqrt(squared_norm(turned) / turned.numel())
     step, slope = float(np.interp(aim, noises, steps)), SLOPE
     tried: tuple[float, float] | None = None
@@ -81,12 +82,14 @@ def _step(turned: Tensor, wanted: float) -> float:
         found = searched(some / (math.exp(step) * deviation / 2))
         off = math.log(relative_noise(found.halves, some)) - aim
         if abs(off) < CLOSE:
+            if stride == 1:
+                return found
             break
         if tried is not None and tried[1] != off:
             slope = min(max((tried[0] - step) / (tried[1] - off), SLOPE / 4), SLOPE)
         tried = step, off
         step -= slope * off
-    return math.exp(step) * deviation
+    return searched(turned / (math.exp(step) * deviation / 2))
 
 
 def closer_rest(plain: CodedRest | None, rest: Tensor, step: float) -> CodedRest | None:
