@@ -29,6 +29,7 @@ from torch import Tensor
 
 from svd_hybrid.compress.profiles.auto import encode as auto
 from svd_hybrid.compress.profiles.auto import factors, kinds, rest
+from svd_hybrid.compress.profiles.auto.coded_rest import CodedRest
 from svd_hybrid.compress.profiles.base import EncodedParts
 from svd_hybrid.compress.profiles.params import AutoParams
 from svd_hybrid.delta.evaluate import Mix, evaluate, matrix_shape
@@ -41,9 +42,11 @@ def _never(*_: object, **__: object) -> None:
     return None
 
 
-def _closest(x: Tensor, noise: float, *, may_rotate: bool) -> rest.CodedRest | None:
+def _closest(
+    x: Tensor, noise: float, *, may_rotate: bool, trellis: bool = False
+) -> CodedRest | None:
     """The rest at the same step, but scaled for least squared error."""
-    coded = rest.unbiased_rest(x, noise, may_rotate=may_rotate)
+    coded = rest.unbiased_rest(x, noise, may_rotate=may_rotate, trellis=trellis)
     if coded is None:
         return None
     turned = rotate(x) if coded.rotated else x

@@ -6,9 +6,9 @@ Makes `golden-base/model.safetensors`, the artifacts `golden-v1-hybrid` (what a 
 masks and a noise region stores), `golden-v1-hybrid-tasks` (the original layout, float32 parts),
 `golden-v1-merges` (stored merges side by side, no task stacks), `golden-v1-exact` (the fine-tunes
 bit for bit) and one for each of three published schemes; `golden-wide-base/model.safetensors`,
-larger matrices, and the artifacts `golden-v1-auto` and `golden-v1-auto-error` of those; and
-`expected.json`: the digest of every rebuilt tensor. Between them they hold every codec and every
-operation of the format.
+larger matrices, and the artifacts `golden-v1-auto`, `golden-v1-auto-error` and `golden-v1-max` of
+those; and `expected.json`: the digest of every rebuilt tensor. Between them they hold every codec
+and every operation of the format.
 
 All weights are multiples of 1/64 drawn with Python's own generator, so the family is the same
 everywhere; only the eigenvectors inside the artifacts depend on the machine that made them.
@@ -85,6 +85,7 @@ WIDE: dict[str, dict[str, Any]] = {
         "objective": "error",
         "step": 0.08,
     },
+    "golden-v1-max": {"model": "golden-wide", "profile": "max", "step": 0.1},
 }
 """Of the wide family."""
 WIDE_FLOATS: dict[str, tuple[tuple[int, ...], torch.dtype]] = {

@@ -43,6 +43,7 @@ READABLE: Mapping[str, CodecRow] = {
     "sparse-sign": CodecRow(1),
     "zstd-affine": CodecRow(1, {"bits": range(2, 9), "group_size": range(1, LARGEST_GROUP + 1)}),
     "integers": CodecRow(1, {"rows": ["scaled", "rotated", "unit"]}),
+    "trellis": CodecRow(1, {"rows": ["scaled", "rotated"]}),
 }
 
 

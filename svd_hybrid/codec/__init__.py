@@ -11,6 +11,7 @@ from svd_hybrid.codec.residual import ResidualAffineCodec
 from svd_hybrid.codec.sign import SignCodec
 from svd_hybrid.codec.sparse_sign import SparseSignCodec
 from svd_hybrid.codec.table import CODECS, codec_from_json, codec_to_json
+from svd_hybrid.codec.trellis import TrellisCodec
 from svd_hybrid.codec.zstd_affine import ZstdAffineCodec
 from svd_hybrid.codec.zstd_planes import ZstdPlanesCodec
 
@@ -27,6 +28,7 @@ __all__ = [
     "SignCodec",
     "SparseSignCodec",
     "StreamCodec",
+    "TrellisCodec",
     "ZstdAffineCodec",
     "ZstdPlanesCodec",
     "codec_from_json",

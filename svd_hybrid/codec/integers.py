@@ -73,7 +73,7 @@ class IntegersCodec:
         string = encode(numbers.to(torch.int32).numpy())
         if not string or self.rows == "unit":
             return string
-        return _scale_bits(scale) + string
+        return scale_bits(scale) + string
 
     def decode_slice(self, data: bytes, shape: tuple[int, int]) -> Tensor:
         """float32; every number rounded from float64 once."""
@@ -81,7 +81,7 @@ class IntegersCodec:
         if self.rows != "unit":
             if len(data) <= SCALE_BYTES:
                 raise ArtifactError(f"codec {self.name!r}: {len(data)} bytes hold no numbers")
-            scale, string = _scale_of(data[:SCALE_BYTES]), data[SCALE_BYTES:]
+            scale, string = scale_of(data[:SCALE_BYTES]), data[SCALE_BYTES:]
         matrix, _ = decode(string, shape)
         numbers = torch.from_numpy(matrix)
         if self.rows == "unit":
@@ -136,17 +136,19 @@ def stored_scale(scale: float) -> float:
     >>> stored_scale(0.1)
     0.10009765625
     """
-    return _scale_of(_scale_bits(scale))
+    return scale_of(scale_bits(scale))
 
 
-def _scale_bits(scale: float) -> bytes:
+def scale_bits(scale: float) -> bytes:
+    """The nearest bfloat16, lowest byte first."""
     bounded = min(max(scale, 2.0**-126), 2.0**127)
     word = int(np.float32(bounded).view(np.uint32))
     rounded = (word + 0x7FFF + (word >> 16 & 1)) >> 16
     return struct.pack("<H", rounded)
 
 
-def _scale_of(octets: bytes) -> float:
+def scale_of(octets: bytes) -> float:
+    """What `scale_bits` gave; refuses what is not a positive number."""
     (word,) = struct.unpack("<H", octets)
     scale = float(np.uint32(word << 16).view(np.float32))
     if not (0.0 < scale < float("inf")):

@@ -14,6 +14,7 @@ from svd_hybrid.codec.raw import RawCodec
 from svd_hybrid.codec.residual import ResidualAffineCodec
 from svd_hybrid.codec.sign import SignCodec
 from svd_hybrid.codec.sparse_sign import SparseSignCodec
+from svd_hybrid.codec.trellis import TrellisCodec
 from svd_hybrid.codec.zstd_affine import ZstdAffineCodec
 from svd_hybrid.codec.zstd_planes import ZstdPlanesCodec
 from svd_hybrid.errors import VersionError
@@ -27,6 +28,7 @@ CODECS: Registry[type[AnyCodec]] = Registry(
         ResidualAffineCodec,
         BitmaskCodec,
         IntegersCodec,
+        TrellisCodec,
         ZstdPlanesCodec,
         SignCodec,
         SparseSignCodec,

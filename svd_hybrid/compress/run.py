@@ -83,7 +83,7 @@ def _size_notes(sizes: Mapping[str, Any], plan: RunPlan) -> list[str]:
     if sizes["bytes_artifact"] < sizes["bytes_replaced"] or sizes["bytes_replaced"] < TOY_BYTES:
         return []
     smaller = []
-    if plan.encodes_tasks and plan.config.profile == "auto":
+    if plan.encodes_tasks and plan.config.profile in ("auto", "max"):
         smaller.append("a larger --target-error")
     if plan.encodes_tasks and plan.config.profile == "hybrid":
         smaller.append("--rtvq-stages 1, --no-center and --basis-dtype auto")

@@ -276,7 +276,7 @@ def test_configuration_survives_json(codec):
 
 def test_the_table_holds_exactly_these_codecs():
     arrays = ["bitmask", "half", "raw", "residual-affine", "sign"]
-    strings = ["integers", "sparse-sign", "zstd-affine", "zstd-planes"]
+    strings = ["integers", "sparse-sign", "trellis", "zstd-affine", "zstd-planes"]
     assert sorted(CODECS) == sorted(arrays + strings)
 
 

@@ -185,7 +185,7 @@ def decode(codec: Mapping[str, Any], arrays: Arrays, rows: int, columns: int) ->
 
 KINDS = {"bitmask": "?", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 KINDS |= dict.fromkeys(("raw", "half", "residual-affine", "F32"), "<f4")
-KINDS |= dict.fromkeys(("sign", "sparse-sign", "zstd-affine", "integers"), "<f4")
+KINDS |= dict.fromkeys(("sign", "sparse-sign", "zstd-affine", "integers", "trellis"), "<f4")
 """What a codec, or a kind of number, gives."""
 
 
@@ -208,8 +208,8 @@ def decode_string(codec: Mapping[str, Any], string: bytes, shape: tuple[int, int
         return sparse_signs(string, shape)
     if codec["name"] == "zstd-affine":
         return zstd_affine(codec["bits"], codec["group_size"], string, shape)
-    if codec["name"] == "integers":
-        return integers(codec["rows"], string, shape)
+    if codec["name"] in ("integers", "trellis"):
+        return integers(codec["rows"], string, shape, trellis=codec["name"] == "trellis")
     dtype = np.dtype(KINDS[codec["number"]])
     count, bits = shape[0] * shape[1], dtype.itemsize * 8
     planes = np.frombuffer(unzstd(b"\x28\xb5\x2f\xfd" + string, count * bits // 8), "u1")
@@ -266,7 +266,7 @@ def zstd_affine(bits: int, group: int, string: bytes, shape: tuple[int, int]) ->
 # --- section 8.9: integers, and the entropy-coded matrix they are ---------------------------------
 
 
-def integers(rows: str, string: bytes, shape: tuple[int, int]) -> Array:
+def integers(rows: str, string: bytes, shape: tuple[int, int], *, trellis: bool = False) -> Array:
     scale = 1.0
     if rows != "unit":
         require(len(string) > 2, "no integers")
@@ -274,7 +274,7 @@ def integers(rows: str, string: bytes, shape: tuple[int, int]) -> Array:
         scale = float(np.uint32(word).view(np.float32))
         require(0 < scale < math.inf, "scale")
         string = string[2:]
-    numbers = entropy_coded(string, shape)
+    numbers = entropy_coded(string, shape, trellis)
     if rows == "unit":
         values = np.zeros(shape)
         for row, out in zip(numbers.tolist(), values, strict=True):
@@ -382,11 +382,15 @@ def class_sources(k: int) -> tuple[int, Source, Source, Source]:
     magnitudes = [int(each) for each in f.split() for _ in range(2)]
     clamped = with_phrases([4096 - sum(magnitudes), *magnitudes])
     above = with_phrases([4096 - int(g), int(g)])
+    return len(magnitudes) // 2, clamped, above, excess_source(int(d))
+
+
+def excess_source(d: int) -> Source:
     u, excess = 4033, []
     for _ in range(31):
-        excess.append(1 + u - u * int(d) // 8)
-        u = u * int(d) // 8
-    return len(magnitudes) // 2, clamped, above, Source(single([*excess, 32 + u]))
+        excess.append(1 + u - u * d // 8)
+        u = u * d // 8
+    return Source(single([*excess, 32 + u]))
 
 
 def law_source(b: int) -> Source:
@@ -449,14 +453,16 @@ class Stream:
             symbols += self.step(source.single, min(len(self.lanes), count - len(symbols)))
         return symbols
 
-    def step(self, table: Slots, events: int) -> list[int]:
+    def step(self, table: Slots | list[Slots], events: int) -> list[int]:
+        """One event for each lane, under one table or each under its own."""
         symbols: list[int] = []
         several = len(self.lanes) > 1
         if several and self.steps == 0:
             self.lower()
         for lane in range(events):
             x = self.lanes[lane]
-            phrase, f, offset = table[x % 4096]
+            own = table[lane] if isinstance(table[0], list) else table
+            phrase, f, offset = own[x % 4096]
             symbols += phrase
             x = f * (x // 4096) + offset
             if x < 65536 and (self.steps if several else self.words) > 0:
@@ -465,6 +471,14 @@ class Stream:
                 self.words -= 1
             self.lanes[lane] = x
         self.steps -= 1
+        return symbols
+
+    def round(self, tables: list[Slots]) -> list[int]:
+        """One symbol for each table; the first is lane 0's."""
+        symbols: list[int] = []
+        while len(symbols) < len(tables):
+            now = tables[len(symbols) : len(symbols) + len(self.lanes)]
+            symbols += self.step(now, len(now))
         return symbols
 
     def lower(self) -> None:
@@ -493,7 +507,7 @@ def lines(symbols: list[int], last: int, least: int, most: int) -> list[int | No
     return found
 
 
-def entropy_coded(data: bytes, shape: tuple[int, int]) -> Array:
+def entropy_coded(data: bytes, shape: tuple[int, int], trellis: bool = False) -> Array:
     """The matrix, 64-bit integers that fit 32 bits."""
     rows, columns = shape
     stream = Stream(data)
@@ -527,9 +541,16 @@ def entropy_coded(data: bytes, shape: tuple[int, int]) -> Array:
                 of_class.setdefault(min(max(row + column, 1), 43), []).append((i, j))
     numbers: list[tuple[int, tuple[int, int], int]] = []
     escapes: list[int] = []
+    odd: list[int] = []
     for k, places in sorted(of_class.items()):
-        reach, clamped, above, excess = class_sources(k)
-        values = [(-1) ** s * ((s + 1) // 2) for s in stream.phase(clamped, len(places))]
+        if trellis:
+            reach, tables, above, excess = trellis_sources(k)
+            symbols, quantisers = along_paths(stream, tables, len(places))
+            odd += quantisers
+        else:
+            reach, clamped, above, excess = class_sources(k)
+            symbols = stream.phase(clamped, len(places))
+        values = [(-1) ** s * ((s + 1) // 2) for s in symbols]
         ends = [n for n, v in enumerate(values) if abs(v) == reach]
         further = [n for n, more in zip(ends, stream.phase(above, len(ends)), strict=True) if more]
         for n, e in zip(further, stream.phase(excess, len(further)), strict=True):
@@ -539,18 +560,83 @@ def entropy_coded(data: bytes, shape: tuple[int, int]) -> Array:
         numbers += [(k, place, v) for place, v in zip(places, values, strict=True)]
     exponents = stream.phase(Source(single(EXPONENTS)), len(escapes))
     raw = stream.finish()
-    low = [raw.field(max(0, (k - 19) // 2)) for k, *_ in numbers]
+    low = [0 if trellis else raw.field(max(0, (k - 19) // 2)) for k, *_ in numbers]
     for n, x in zip(escapes, exponents, strict=True):
         k, place, v = numbers[n]
         w = (1 << x) + raw.field(x)
         numbers[n] = k, place, v + (w - 1) * (1 if v > 0 else -1)
     raw.close()
     matrix = np.zeros(shape, np.int64)
-    for (k, place, v), bits in zip(numbers, low, strict=True):
+    for (_, place, k), quantiser in zip(numbers if trellis else [], odd, strict=True):
+        matrix[place] = 2 * k - quantiser * ((k > 0) - (k < 0))
+    for (k, place, v), bits in zip([] if trellis else numbers, low, strict=not trellis):
         shift = max(0, (k - 19) // 2)
         matrix[place] = (v << shift) + bits - (1 << shift) // 2
     require(bool((matrix == matrix.astype(np.int32)).all()), "an integer beyond 32 bits")
     return matrix
+
+
+# --- section 8.10: trellis ------------------------------------------------------------------------
+
+TRELLIS_CLASSES = """1 1:41:1
+256 16
+1 1:41:1
+1479 1
+2 1:4:1
+1530 16
+23 1:89:1
+1672 48
+223 6 1:247:1
+1777 101 3
+674 70 9:634:1
+1712 224 30
+895 202 37 8:717:1
+1431 458 95 21
+866 376 130 43 12 6:1268:3
+1061 602 243 77 26 11
+746 440 232 109 47 23 10 8:1856:4
+780 590 351 167 75 35 15 11
+574 429 293 187 113 66 38 21 12 6 7:2310:4
+560 500 373 245 151 87 52 29 15 8 13
+426 355 287 218 162 119 83 56 39 26 17 35:2736:5
+393 385 330 269 194 145 100 70 52 32 23 45
+312 277 253 211 181 146 120 93 69 54 44 35 24 20 53:3098:6
+283 285 263 235 204 170 134 105 88 66 51 38 30 23 66"""
+"""Classes 9 … 20: f0 : g : d, and f1 in a line of its own."""
+AFTER = ((0, 5, 1, 6, 2, 4, 3, 7), (2, 7, 3, 4, 0, 6, 1, 5))
+
+
+@cache
+def trellis_sources(k: int) -> tuple[int, list[Slots], Source, Source]:
+    """Reach, clamped of either quantiser, above, excess."""
+    row = 2 * (min(max(k, 9), 20) - 9)
+    one, two = TRELLIS_CLASSES.splitlines()[row : row + 2]
+    f0, g, d = one.split(":")
+    clamped = []
+    for f in (f0, two):
+        magnitudes = [int(each) for each in f.split() for _ in range(2)]
+        clamped.append(single([4096 - sum(magnitudes), *magnitudes]))
+    return (
+        len(two.split()),
+        clamped,
+        with_phrases([4096 - int(g), int(g)]),
+        excess_source(int(d)),
+    )
+
+
+def along_paths(stream: Stream, clamped: list[Slots], count: int) -> tuple[list[int], list[int]]:
+    """Clamped symbols of a class, and the quantiser of each number."""
+    paths = -(-count // 128)
+    symbols: list[int] = []
+    quantisers: list[int] = []
+    states = [0] * paths
+    while len(symbols) < count:
+        states = states[: count - len(symbols)]
+        quantisers += [s % 2 for s in states]
+        found = stream.round([clamped[s % 2] for s in states])
+        symbols += found
+        states = [AFTER[(y + 1) // 2 % 2][s] for s, y in zip(states, found, strict=True)]
+    return symbols, quantisers
 
 
 PARAMETERS: dict[str, dict[str, Callable[[Any], bool]]] = {
@@ -571,6 +657,7 @@ PARAMETERS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "group_size": lambda x: type(x) is int and 1 <= x <= 1048576,
     },
     "integers": {"rows": lambda x: x in ("scaled", "rotated", "unit")},
+    "trellis": {"rows": lambda x: x in ("scaled", "rotated")},
 }
 
 

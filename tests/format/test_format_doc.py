@@ -24,6 +24,9 @@ from svd_hybrid.codec.entropy.class_laws import ClassLaw, class_law
 from svd_hybrid.codec.entropy.class_sources import EXPONENTS
 from svd_hybrid.codec.entropy.lines import LAWS, law_frequencies
 from svd_hybrid.codec.entropy.stream import MOST_LANES_LOG
+from svd_hybrid.codec.entropy.trellis_laws import TrellisLaw
+from svd_hybrid.codec.entropy.trellis_paths import NEXT
+from svd_hybrid.codec.entropy.trellis_sources import trellis_law
 from svd_hybrid.codec.half import LARGEST_EXPONENT
 from svd_hybrid.codec.integers import MOST_SQUARES_LOG
 from svd_hybrid.codec.residual import LARGEST_GROUP, MOST_STAGES
@@ -221,6 +224,19 @@ def test_the_frequencies_listed_are_those_of_the_coder():
         assert class_law(k) == listed[k if k <= 20 else 19 + (k - 21) % 2]
     (exponents,) = re.findall(r"^\*Exponents\*.*: ([\d ]+), and 24 times 16\.$", TEXT, re.MULTILINE)
     assert EXPONENTS.single.freqs.tolist() == [*map(int, exponents.split()), *[16] * 24]
+
+
+def test_the_trellis_listed_is_that_of_the_coder():
+    pattern = r"^ *(?:1 … )?(\d+) +(\d+) +(\d)   f0: ([\d ]+)\n +f1: ([\d ]+)$"
+    listed = {
+        int(k): TrellisLaw(tuple(map(int, f0.split())), tuple(map(int, f1.split())), int(g), int(d))
+        for k, g, d, f0, f1 in re.findall(pattern, TEXT, re.MULTILINE)
+    }
+    assert list(listed) == list(range(9, 21))
+    for c in range(1, CLASSES):
+        assert trellis_law(c) == listed[min(max(c, 9), 20)]
+    states = re.findall(r"^magnitude (?:even|odd) +([\d ]+)$", TEXT, re.MULTILINE)
+    assert [list(map(int, row.split())) for row in states] == NEXT.T.tolist()
 
 
 @pytest.mark.parametrize("law", range(LAWS))

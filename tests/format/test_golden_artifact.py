@@ -27,7 +27,7 @@ NAMES = list(EXPECTED["artifacts"])
 SELECTIONS: dict[str, dict[str, Any]] = EXPECTED["selections"]
 PAIRS = [(name, label) for name in NAMES for label in EXPECTED["artifacts"][name]["tensors"]]
 HYBRID = [name for name in NAMES if "hybrid" in name]
-WITH_DIGESTS = ("exact", "auto", "bitdelta", "compeft", "fast")
+WITH_DIGESTS = ("exact", "auto", "max", "bitdelta", "compeft", "fast")
 """In names of artifacts that are not older than digests of what comes back."""
 
 
@@ -112,7 +112,7 @@ def test_untouched_negative_zeros_come_back():
         assert bool(((rows == 0) & torch.signbit(rows)).all())
 
 
-@pytest.mark.parametrize("name", ["golden-v1-auto", "golden-v1-auto-error"])
+@pytest.mark.parametrize("name", ["golden-v1-auto", "golden-v1-auto-error", "golden-v1-max"])
 def test_wide_golden_tasks_are_close_to_the_fine_tunes_they_came_from(name):
     family = make_golden().WideFamily()
     base = load_file(base_of(name))

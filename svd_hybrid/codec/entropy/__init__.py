@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from svd_hybrid.codec.entropy.classes import Classes
 from svd_hybrid.codec.entropy.classify import classify
-from svd_hybrid.codec.entropy.slices import decode, encode
+from svd_hybrid.codec.entropy.slices import Prepared, decode, encode, prepare
 
-__all__ = ["Classes", "classify", "decode", "encode"]
+__all__ = ["Classes", "Prepared", "classify", "decode", "encode", "prepare"]

@@ -32,12 +32,12 @@ def clamped(c: int) -> Source:
 
 def above(c: int) -> Source:
     """Of class c: whether a magnitude is above M."""
-    return _above(class_law(c).above)
+    return above_of(class_law(c).above)
 
 
 def excess(c: int) -> Source:
     """Of class c: how much a magnitude is above M + 1, up to ESCAPE."""
-    return _excess(class_law(c).decay)
+    return excess_of(class_law(c).decay)
 
 
 @cache
@@ -47,12 +47,14 @@ def _clamped(magnitudes: tuple[int, ...]) -> Source:
 
 
 @cache
-def _above(share: int) -> Source:
+def above_of(share: int) -> Source:
+    """No and yes, of which yes has a share of 4096."""
     return Source([TOTAL - share, share], in_phrases=True)
 
 
 @cache
-def _excess(decay: int) -> Source:
+def excess_of(decay: int) -> Source:
+    """0, 1 … ESCAPE, falling by eighths."""
     freqs = []
     left = TOTAL - ESCAPE - ESCAPE_SHARE
     for _ in range(ESCAPE):

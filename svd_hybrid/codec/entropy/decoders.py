@@ -17,6 +17,7 @@ coders".
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +55,12 @@ class Decoder(ABC):
         parts.append(self._events(source.single, count))
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
+    def take_from(self, table: Table, offsets: Ints) -> Bytes:
+        """The next events, one for each offset in the slots of joined tables: their symbols."""
+        return self._events(table, len(offsets), offsets)
+
     @abstractmethod
-    def _events(self, table: Table, count: int) -> Bytes:
+    def _events(self, table: Table, count: int, offsets: Ints | None = None) -> Bytes:
         """The symbols of the next events, which begin at lane 0."""
 
     @abstractmethod
@@ -78,15 +83,15 @@ class SingleDecoder(Decoder):
         self.words = words[::-1].tolist()  # the next one is the last
         self.count = len(words)
 
-    def _events(self, table: Table, count: int) -> Bytes:
+    def _events(self, table: Table, count: int, offsets: Ints | None = None) -> Bytes:
         indices, rows = table.rows
         words, x = self.words, self.state
-        still = table.still
+        still = table.still if offsets is None else 0  # tables differ from number to number
         found: list[bytes] = []
         append = found.append
-        for done in range(1, count + 1):
+        for done, offset in enumerate(repeat(0, count) if offsets is None else offsets.tolist(), 1):
             slot = x & SLOT
-            phrase, freq, start = rows[indices[slot]]
+            phrase, freq, start = rows[indices[slot + offset]]
             append(phrase)
             x = freq * (x >> TOTAL_BITS) + slot - start
             if x < LOWEST:
@@ -129,25 +134,28 @@ class LaneDecoder(Decoder):
         self.low = np.empty(self.lanes, np.bool_)
         self.kept = np.empty((self.BLOCK, self.lanes), np.int64)
 
-    def _events(self, table: Table, count: int) -> Bytes:
+    def _events(self, table: Table, count: int, offsets: Ints | None = None) -> Bytes:
         parts = []
         for first in range(0, count, self.kept.size):
-            if self.steps < 0 and self.states.max() < table.still:
+            if offsets is None and self.steps < 0 and self.states.max() < table.still:
                 parts.append(np.frombuffer(table.first * (count - first), np.uint8))
                 break
             slots = self.kept.reshape(-1)[: min(self.kept.size, count - first)]
             for begin in range(0, len(slots), self.lanes):
-                self._step(table, slots[begin : begin + self.lanes])
+                at = None if offsets is None else offsets[first + begin :][: self.lanes]
+                self._step(table, slots[begin : begin + self.lanes], at)
             parts.append(table.expand(table.slots[0].take(slots)))
         return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
 
-    def _step(self, table: Table, slots: Ints) -> None:
+    def _step(self, table: Table, slots: Ints, offsets: Ints | None) -> None:
         if self.steps == 0:
             self._lower()
         n = len(slots)
         x, freq, bias = self.states[:n], self.freq[:n], self.bias[:n]
         _, freqs, biases = table.slots
         np.bitwise_and(x, SLOT, out=slots)
+        if offsets is not None:
+            slots += offsets[:n]
         freqs.take(slots, out=freq, mode="clip")
         biases.take(slots, out=bias, mode="clip")
         np.right_shift(x, TOTAL_BITS, out=x)

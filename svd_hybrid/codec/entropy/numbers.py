@@ -16,12 +16,12 @@ from svd_hybrid.codec.entropy.bitstream import Bits, to_bits
 from svd_hybrid.codec.entropy.class_laws import class_law
 from svd_hybrid.codec.entropy.class_sources import ESCAPE, above, clamped, excess
 from svd_hybrid.codec.entropy.decoders import Decoder
-from svd_hybrid.codec.entropy.source import Source
+from svd_hybrid.codec.entropy.source import PhaseSource
 from svd_hybrid.codec.entropy.tables import Bytes
 from svd_hybrid.errors import ArtifactError
 
 Vector = NDArray[np.int32]
-Phases = list[tuple[Source, Bytes]]
+Phases = list[tuple[PhaseSource, Bytes]]
 
 SIGNED: Vector = np.array([(place + 1) // 2 * (-1) ** place for place in range(64)], np.int32)
 """The value of each symbol of `clamped`: 0, -1, 1, -2, 2 …"""
@@ -35,7 +35,7 @@ def to_phases(numbers: Vector, c: int) -> tuple[Phases, Bits, Ints]:
     near = np.minimum(magnitudes, reach).astype(np.uint8)
     far = magnitudes[near == reach].astype(np.int64)
     over = far[far > reach] - reach - 1
-    phases = [
+    phases: Phases = [
         (clamped(c), 2 * near - (shifted < 0)),
         (above(c), (far > reach).view(np.uint8)),
         (excess(c), np.minimum(over, ESCAPE).astype(np.uint8)),
@@ -66,6 +66,11 @@ class Numbers:
         (reached,) = (symbols >= 2 * class_law(c).reach - 1).nonzero()
         over = reached[coder.take(above(c), len(reached)).view(np.bool_)]
         return cls(c, symbols, over, coder.take(excess(c), len(over)))
+
+    @property
+    def shift(self) -> int:
+        """Raw low bits of each number."""
+        return class_shift(self.c)
 
     @property
     def escapes(self) -> int:

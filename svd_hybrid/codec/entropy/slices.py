@@ -7,10 +7,12 @@ are the low bits of the numbers, class by class, then those of the escapes. b"" 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from svd_hybrid.codec.entropy.alphabet import CLASSES, class_shift
+from svd_hybrid.codec.entropy.alphabet import CLASSES
 from svd_hybrid.codec.entropy.bitstream import BitReader, pack
 from svd_hybrid.codec.entropy.class_sources import EXPONENTS
 from svd_hybrid.codec.entropy.classes import FARTHEST_OFFSET, ZERO_COLUMN, Classes
@@ -23,9 +25,34 @@ from svd_hybrid.codec.entropy.lines import (
     line_values,
 )
 from svd_hybrid.codec.entropy.numbers import Numbers, Phases, split_escapes, to_phases
-from svd_hybrid.codec.entropy.stream import Head, open_stream, write_stream
+from svd_hybrid.codec.entropy.stream import Head, open_stream, stream_bits, write_stream
+from svd_hybrid.codec.entropy.trellis_numbers import TrellisNumbers, trellis_phases
 
 Matrix = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A slice of which only the stream is yet to be made.
+
+    Args:
+        head: what comes before it.
+        phases: its symbols; none for a slice of zeros.
+        raw: packed bits after it.
+    """
+
+    head: Head
+    phases: Phases
+    raw: bytes
+
+    @property
+    def bits(self) -> float:
+        """Bits of the slice, without those of head and lanes."""
+        return stream_bits(self.phases) + 8.0 * len(self.raw)
+
+    def written(self) -> bytes:
+        """The slice as bytes."""
+        return write_stream(self.head, self.phases, self.raw) if self.phases else b""
 
 
 def encode(matrix: Matrix, classes: Classes | None = None) -> bytes:
@@ -35,8 +62,19 @@ def encode(matrix: Matrix, classes: Classes | None = None) -> bytes:
         matrix: (rows, columns) int32.
         classes: what `classify` said; left out, it is asked.
     """
+    return prepare(matrix, classes).written()
+
+
+def prepare(matrix: Matrix, classes: Classes | None = None, *, trellis: bool = False) -> Prepared:
+    """The slice as symbols.
+
+    Args:
+        matrix: (rows, columns) int32.
+        classes: what `classify` said; left out, it is asked.
+        trellis: whether numbers are indices along the trellis.
+    """
     if not matrix.any():
-        return b""
+        return Prepared(Head(0, None, None, 0), [], b"")
     classes = classify(matrix) if classes is None else classes
     values = classes.rows.astype(np.int64)
     used = int(np.flatnonzero(values)[-1]) + 1
@@ -56,25 +94,26 @@ def encode(matrix: Matrix, classes: Classes | None = None) -> bytes:
     raw, escaped = [], []
     for c, where in classes.places(matrix.shape[1]):
         numbers = matrix[where] if classes.columns is None else matrix.ravel()[where]
-        parts, low, beyond = to_phases(numbers.ravel(), c)
+        parts, low, beyond = (trellis_phases if trellis else to_phases)(numbers.ravel(), c)
         phases += parts
         raw.append(low)
         escaped.append(beyond)
     exponents, low = split_escapes(np.concatenate(escaped))
     phases.append((EXPONENTS, exponents))
     head = Head(first, row_law, column_law, len(values) - used)
-    return write_stream(head, phases, pack(np.concatenate([*raw, low])))
+    return Prepared(head, phases, pack(np.concatenate([*raw, low])))
 
 
-def decode(data: bytes, shape: tuple[int, int]) -> tuple[Matrix, Classes]:
+def decode(data: bytes, shape: tuple[int, int], *, trellis: bool = False) -> tuple[Matrix, Classes]:
     """The slice and the class of every number.
 
     Args:
         data: what `encode` returned.
         shape: rows and columns.
+        trellis: as it was for `prepare`.
 
     Returns:
-        matrix: (rows, columns) int32.
+        matrix: (rows, columns) int32; with the trellis what indices stand for, in half steps.
         classes: rows (rows,) uint8; columns (columns,) int8 or None.
 
     Raises:
@@ -103,10 +142,11 @@ def decode(data: bytes, shape: tuple[int, int]) -> tuple[Matrix, Classes]:
     classes = Classes(values.astype(np.uint8), offsets)
     places = list(classes.places(columns))
     width = columns if offsets is None else 1
-    parts = [Numbers.take(coder, c, len(where) * width) for c, where in places]
+    kind = TrellisNumbers if trellis else Numbers
+    parts = [kind.take(coder, c, len(where) * width) for c, where in places]
     exponents = coder.take(EXPONENTS, sum(part.escapes for part in parts)).astype(np.int64)
     raw = BitReader(stream.raw())
-    lows = [raw.uniform(len(part.clamped), class_shift(part.c)) for part in parts]
+    lows = [raw.uniform(len(part.clamped), part.shift) for part in parts]
     escaped = (1 << exponents) + raw.fields(exponents)
     raw.close()
     for (_, where), part, low in zip(places, parts, lows, strict=True):

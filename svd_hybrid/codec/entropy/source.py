@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from svd_hybrid.codec.entropy.phrases import Parser, phrase_table
 from svd_hybrid.codec.entropy.tables import TOTAL, Bytes, Table
+
+
+class PhaseSource(Protocol):
+    """What an encoder wants of a source."""
+
+    @property
+    def bits(self) -> NDArray[np.float64]:
+        """What each symbol costs."""
+
+    def events(self, symbols: Bytes, lanes: int) -> list[tuple[Table, Bytes]]:
+        """Tables and indices of their phrases, as a decoder with these lanes takes them."""
 
 
 class Source:

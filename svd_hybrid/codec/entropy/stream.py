@@ -80,14 +80,19 @@ class Cursor:
         raise ArtifactError("a number of an entropy-coded slice is too long")
 
 
-def lanes_log(phases: Phases) -> int:
-    """log2 of the lanes worth their bytes; 0 for a short stream."""
+def stream_bits(phases: Phases) -> float:
+    """What the symbols cost."""
     bits = 0.0
     for source, symbols in phases:
         counts = np.bincount(symbols, minlength=len(source.bits))
         seen = counts > 0
         bits += float(counts[seen] @ source.bits[seen])
-    log = int(np.log2(max(1.0, bits / 8 / LANE_COST)))
+    return bits
+
+
+def lanes_log(phases: Phases) -> int:
+    """log2 of the lanes worth their bytes; 0 for a short stream."""
+    log = int(np.log2(max(1.0, stream_bits(phases) / 8 / LANE_COST)))
     return min(log, MOST_LANES_LOG) if log >= LEAST_LANES_LOG else 0
 
 

@@ -267,6 +267,7 @@ class AutoParams:
 
 PROFILE_PARAMS: dict[str, type[Any]] = {
     "auto": AutoParams,
+    "max": AutoParams,
     "hybrid": HybridParams,
     "tvq": TvqParams,
     "rtvq": RtvqParams,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from svd_hybrid.compress.profiles.auto import AUTO
+from svd_hybrid.compress.profiles.auto import AUTO, MAX
 from svd_hybrid.compress.profiles.base import Profile
 from svd_hybrid.compress.profiles.bitdelta import BITDELTA
 from svd_hybrid.compress.profiles.compeft import COMPEFT
@@ -18,6 +18,7 @@ PROFILES: Registry[Profile] = Registry(
     "profile",
     [
         AUTO,
+        MAX,
         HYBRID,
         TVQ,
         RTVQ,

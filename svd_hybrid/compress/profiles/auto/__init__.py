@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from svd_hybrid.compress.profiles.auto.encode import AUTO
+from svd_hybrid.compress.profiles.auto.encode import AUTO, MAX
 
-__all__ = ["AUTO"]
+__all__ = ["AUTO", "MAX"]

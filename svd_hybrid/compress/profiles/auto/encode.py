@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product as product_of
 from typing import Any
 
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor
 
 from svd_hybrid.artifact.writer import EncodedPart
-from svd_hybrid.codec import IntegersCodec
+from svd_hybrid.codec import IntegersCodec, TrellisCodec
 from svd_hybrid.codec.integers import stored_scale
 from svd_hybrid.compress.layer_inputs import LayerInputs
+from svd_hybrid.compress.profiles.auto.coded_rest import CodedRest, PackedRest, RestCodec
 from svd_hybrid.compress.profiles.auto.factors import (
     PRICE,
     Factors,
@@ -38,12 +40,7 @@ from svd_hybrid.compress.profiles.auto.factors import (
     with_coefficients,
 )
 from svd_hybrid.compress.profiles.auto.kinds import error_weight, is_small, is_thin
-from svd_hybrid.compress.profiles.auto.rest import (
-    CodedRest,
-    PackedRest,
-    closest_rest,
-    unbiased_rest,
-)
+from svd_hybrid.compress.profiles.auto.rest import closest_rest, unbiased_rest
 from svd_hybrid.compress.profiles.base import EncodedStack, Profile, masked_stack
 from svd_hybrid.compress.profiles.params import AutoParams
 from svd_hybrid.delta.expr import Dense, Expr, LowRank, Sum, Tucker
@@ -57,6 +54,13 @@ Measured (docs/codec.md): the best step follows what the rest will cost, and har
 WORTHS = (1.0, 0.3, 0.1, 0.03)
 """What energy may be worth that is left to the rest: all, where that is lost, or the bits it
 takes."""
+RESTS: dict[str, RestCodec] = {
+    "coeff_rest": IntegersCodec("scaled"),
+    "coeff_turned": IntegersCodec("rotated"),
+    "coeff_trellis": TrellisCodec("scaled"),
+    "coeff_turned_trellis": TrellisCodec("rotated"),
+}
+"""Parts that the rests of tasks may lie in."""
 FINE = 2.0**-10
 """Step over deviation below which float32 would not do for the encoder's own arithmetic."""
 
@@ -67,15 +71,18 @@ def encode(
     params: AutoParams,
     prefix: str = "",
     inputs: Sequence[LayerInputs] | None = None,
+    *,
+    trellis: bool = False,
 ) -> EncodedStack | None:
     """Store one region of one tensor; arguments as in `Profile`.
 
-    Rounding minds the layer's inputs where they are known (per task).
+    Rounding minds the layer's inputs where they are known (per task); where not, and with
+    `trellis`, the rest is rounded along the trellis if that pays.
 
     Returns:
-        Parts `coeff_left`, `coeff_right` (or `basis_left`, `basis_right`, `coeff_core`) and
-        `coeff_rest`, `coeff_turned` as far as they exist, over which the delta is a sum; None when
-        nothing is worth its bits.
+        Parts `coeff_left`, `coeff_right` (or `basis_left`, `basis_right`, `coeff_core`) and those
+        of RESTS as far as they exist, over which the delta is a sum; None when nothing is worth
+        its bits.
     """
     stack = masked_stack(stack, mask)
     if not bool(stack.any()):
@@ -83,7 +90,7 @@ def encode(
     if all(not x.any() or is_thin(x) for x in stack):  # no rest, whose noise would be cheap
         params = replace(params, objective="error")
     steps = _steps(stack, params)
-    coded = _Coded(stack, params, steps, inputs)
+    coded = _Coded(stack, params, steps, inputs, trellis=trellis)
     return coded.stored(prefix, stack[0].numel() if mask is None else int(mask.sum()))
 
 
@@ -120,7 +127,10 @@ class _Coded:
         params: AutoParams,
         steps: Steps,
         inputs: Sequence[LayerInputs] | None,
+        *,
+        trellis: bool,
     ) -> None:
+        self.trellis = trellis
         self.shape = (stack.shape[1], stack.shape[2])
         self.params = params
         self.steps = steps
@@ -183,9 +193,11 @@ class _Coded:
         if self.factors is not None:
             x = x - product(self.factors, task, self.steps.factors, x.dtype)
         if self.params.objective == "error":
-            return closest_rest(x, self.steps.factors)
+            return closest_rest(x, self.steps.factors, trellis=self.trellis)
         may_rotate = not is_small(self.shape)
-        return unbiased_rest(x, self.steps.noise, inputs, may_rotate=may_rotate)
+        return unbiased_rest(
+            x, self.steps.noise, inputs, may_rotate=may_rotate, trellis=self.trellis
+        )
 
     def stored(self, prefix: str, scalars: int) -> EncodedStack | None:
         """The strings, and the expression over them."""
@@ -206,11 +218,9 @@ class _Coded:
                 parts["coeff_core"] = _stacked(scaled, cores, len(right), step)
                 names = [prefix + name for name in ("basis_left", "coeff_core", "basis_right")]
                 terms.append(Tucker(names[0], names[1], names[2]))
-        for rotated in (False, True):
-            name = "coeff_turned" if rotated else "coeff_rest"
-            codec = IntegersCodec("rotated" if rotated else "scaled")
+        for name, codec in RESTS.items():
             strings = tuple(
-                rest.string if rest and rest.rotated == rotated else b"" for rest in self.rests
+                rest.string if rest and rest.codec == codec else b"" for rest in self.rests
             )
             if any(strings):
                 parts[name] = EncodedPart(codec, m, n, True, {}, strings)
@@ -255,4 +265,11 @@ AUTO = Profile(
     for_kind=for_kind,
     encode_minding=encode,
     minds_inputs=lambda params: params.objective == "quality",
+)
+MAX = replace(
+    AUTO,
+    name="max",
+    summary="As auto, with the rest rounded along a trellis: slower and smaller.",
+    encode=partial(encode, trellis=True),
+    encode_minding=partial(encode, trellis=True),
 )

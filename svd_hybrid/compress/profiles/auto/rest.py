@@ -9,15 +9,16 @@ first where few numbers survive: then which ones do says nothing about the struc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from svd_hybrid.codec.integers import IntegersCodec, stored_scale
+from svd_hybrid.codec.integers import stored_scale
 from svd_hybrid.compress.layer_inputs import LayerInputs
+from svd_hybrid.compress.profiles.auto.coded_rest import CodedRest, plain_rest
 from svd_hybrid.compress.profiles.auto.factors import THRESHOLDS, threshold_costs
-from svd_hybrid.numerics.hadamard import rotate, rotate_back
+from svd_hybrid.compress.profiles.auto.trellis_rest import closer_rest, quieter_rest
+from svd_hybrid.numerics.hadamard import rotate
 from svd_hybrid.numerics.metrics import squared_norm
 from svd_hybrid.numerics.rounding import step_for_noise
 
@@ -29,42 +30,13 @@ PEAKED = 0.55
 """Mean magnitude over deviation (Gaussian: 0.8) below which rows are sparse: not rotated."""
 
 
-@dataclass(frozen=True, slots=True)
-class CodedRest:
-    """One task's rest as integers.
-
-    Args:
-        numbers: (m, n) int32.
-        scale: of one unit, as it is stored.
-        rotated: whether the numbers stand for rotated rows.
-    """
-
-    numbers: Tensor
-    scale: float
-    rotated: bool
-
-    def decoded(self) -> Tensor:
-        """(m, n) float32, as a reader sees it."""
-        if self.rotated:
-            return rotate_back(self.numbers, self.scale)
-        return (self.numbers.to(torch.float64) * self.scale).to(torch.float32)
-
-    def packed(self) -> PackedRest:
-        """The rest as its string."""
-        codec = IntegersCodec("rotated" if self.rotated else "scaled")
-        return PackedRest(codec.pack(self.numbers, self.scale), self.rotated)
-
-
-@dataclass(frozen=True, slots=True)
-class PackedRest:
-    """One task's rest as it is stored."""
-
-    string: bytes
-    rotated: bool
-
-
 def unbiased_rest(
-    rest: Tensor, noise: float, inputs: LayerInputs | None = None, *, may_rotate: bool
+    rest: Tensor,
+    noise: float,
+    inputs: LayerInputs | None = None,
+    *,
+    may_rotate: bool,
+    trellis: bool = False,
 ) -> CodedRest | None:
     """The rest at the step that adds a noise, scaled to keep its mean; None when nothing survives.
 
@@ -73,6 +45,7 @@ def unbiased_rest(
         noise: variance per number.
         inputs: of the layer, where they are known: fine steps then mind them.
         may_rotate: whether rows may be rotated at all.
+        trellis: whether it is tried where inputs are not known.
     """
     variance = squared_norm(rest) / rest.numel()
     if variance == 0.0:
@@ -89,7 +62,8 @@ def unbiased_rest(
     if product <= 0.0:
         return None
     gain = variance * rest.numel() / product
-    return CodedRest(numbers.to(torch.int32), stored_scale(gain), rotated)
+    plain = plain_rest(numbers, stored_scale(gain), rotated=rotated)
+    return quieter_rest(plain, turned) if trellis else plain
 
 
 def _minded_rest(rest: Tensor, step: float, inputs: LayerInputs) -> CodedRest | None:
@@ -97,21 +71,23 @@ def _minded_rest(rest: Tensor, step: float, inputs: LayerInputs) -> CodedRest | 
     numbers, gain = inputs.rounded(rest / step)
     if gain == 0.0:
         return None
-    return CodedRest(numbers.to(torch.int32), stored_scale(gain * step), rotated=False)
+    return plain_rest(numbers, stored_scale(gain * step))
 
 
-def closest_rest(rest: Tensor, step: float) -> CodedRest | None:
+def closest_rest(rest: Tensor, step: float, *, trellis: bool = False) -> CodedRest | None:
     """The rest with little squared error for its bits; None when nothing survives.
 
     Args:
         rest: (m, n) float.
         step: multiples of it are stored.
+        trellis: whether it is tried.
     """
     costs = threshold_costs(squared_norm(rest), rest.numel(), step)
     threshold = THRESHOLDS[int(costs.argmin())]
     numbers = torch.sign(rest) * (rest.abs() / step + (1.0 - threshold)).floor_()
     square = float(numbers.square().sum(dtype=torch.float64))
-    if square == 0.0:
-        return None
-    gain = float((numbers * rest).sum(dtype=torch.float64)) / square
-    return CodedRest(numbers.to(torch.int32), stored_scale(gain), rotated=False)
+    plain = None
+    if square > 0.0:
+        gain = float((numbers * rest).sum(dtype=torch.float64)) / square
+        plain = plain_rest(numbers, stored_scale(gain))
+    return closer_rest(plain, rest, step) if trellis else plain
