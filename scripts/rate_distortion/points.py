@@ -9,6 +9,7 @@ from typing import Any
 
 TARGET_BITS = (4, 2.7, 2, 1.35, 1, 0.66, 0.35, 0.25, 0.21, 0.157)
 ERROR_BITS = (2.7, 1.35, 0.66, 0.35)
+MAX_BITS = (2, 1)
 MERGE_ALONE = {"store_tasks": "off", "merged_dtype": "fp16"}
 """What is stored is the merge, in the form its paper rebuilds every task from."""
 
@@ -54,6 +55,7 @@ POINTS = (
         )
         for bits in ERROR_BITS
     ),
+    *(_of("max", f"max {bits:g}", target_bits=bits) for bits in MAX_BITS),
     _of("hybrid", "hybrid"),
     _of("hybrid", "hybrid int8", basis_dtype="int8", rtvq_stages=1, center=False),
     _of("hybrid", "hybrid int4", basis_dtype="int4", rtvq_stages=1, center=False, low_bits=2),
