@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import random
 import shutil
 import tempfile
@@ -41,12 +42,11 @@ Report = Callable[[str], object]
 
 def golden_pairs(folder: Path = GOLDEN) -> list[tuple[Path, Path]]:
     """Every golden artifact with its base."""
-    pairs = []
-    for artifact in sorted(folder.glob("golden-v1-*")):
-        wide = "auto" in artifact.name
-        base = folder / ("golden-wide-base" if wide else "golden-base") / "model.safetensors"
-        pairs.append((artifact, base))
-    return pairs
+    bases = json.loads((folder / "expected.json").read_text(encoding="utf-8"))["bases"]
+    return [
+        (artifact, folder / bases.get(artifact.name, "golden-base") / "model.safetensors")
+        for artifact in sorted(folder.glob("golden-v1-*"))
+    ]
 
 
 class Bench:
