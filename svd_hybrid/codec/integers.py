@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -84,15 +84,7 @@ class IntegersCodec:
             scale, string = scale_of(data[:SCALE_BYTES]), data[SCALE_BYTES:]
         matrix, _ = decode(string, shape)
         numbers = torch.from_numpy(matrix)
-        if self.rows == "unit":
-            values = unit_rows(numbers)
-        elif self.rows == "rotated":
-            values = rotate_back(numbers, scale)
-        else:
-            values = (numbers.to(torch.float64) * scale).to(torch.float32)
-        if not all_finite(values):
-            raise ArtifactError(f"codec {self.name!r}: a number leaves float32")
-        return values
+        return unit_rows(numbers) if self.rows == "unit" else finite_rows(numbers, scale, self)
 
     def config(self) -> dict[str, Any]:
         """The one parameter."""
@@ -105,6 +97,36 @@ class IntegersCodec:
         if config["rows"] not in ROWS:
             raise ArtifactError(f"codec {cls.name!r}: rows is {config['rows']!r}")
         return cls(config["rows"])
+
+
+class _RowCodec(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def rows(self) -> str: ...
+
+
+def finite_rows(numbers: Tensor, scale: float, codec: _RowCodec) -> Tensor:
+    """Integers times a scale, rotated back where the codec's rows are `rotated`.
+
+    Args:
+        numbers: (rows, columns) int32.
+        scale: of one unit.
+        codec: whose `rows` say what they stand for.
+
+    Returns:
+        float32, same shape; every number rounded from float64 once.
+
+    Raises:
+        ArtifactError: a number leaves float32.
+    """
+    if codec.rows == "rotated":
+        values = rotate_back(numbers, scale)
+    else:
+        values = (numbers.to(torch.float64) * scale).to(torch.float32)
+    if not all_finite(values):
+        raise ArtifactError(f"codec {codec.name!r}: a number leaves float32")
+    return values
 
 
 def unit_rows(numbers: Tensor) -> Tensor:

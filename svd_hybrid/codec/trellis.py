@@ -21,10 +21,9 @@ from torch import Tensor
 from svd_hybrid.codec.checks import exact_keys
 from svd_hybrid.codec.entropy import Prepared, classify, decode, prepare
 from svd_hybrid.codec.entropy.trellis_search import PRICE, search
-from svd_hybrid.codec.integers import SCALE_BYTES, scale_bits, scale_of, stored_scale
+from svd_hybrid.codec.integers import SCALE_BYTES, finite_rows, scale_bits, scale_of, stored_scale
 from svd_hybrid.errors import ArtifactError, ParameterError
-from svd_hybrid.numerics.hadamard import rotate, rotate_back
-from svd_hybrid.numerics.largest import all_finite
+from svd_hybrid.numerics.hadamard import rotate
 
 ROWS = ("scaled", "rotated")
 FINEST = 2.0**20
@@ -77,13 +76,7 @@ class TrellisCodec:
         scale = scale_of(data[:SCALE_BYTES])
         matrix, _ = decode(data[SCALE_BYTES:], shape, trellis=True)
         halves = torch.from_numpy(matrix)
-        if self.rows == "rotated":
-            values = rotate_back(halves, scale)
-        else:
-            values = (halves.to(torch.float64) * scale).to(torch.float32)
-        if not all_finite(values):
-            raise ArtifactError(f"codec {self.name!r}: a number leaves float32")
-        return values
+        return finite_rows(halves, scale, self)
 
     def config(self) -> dict[str, Any]:
         """The one parameter."""
