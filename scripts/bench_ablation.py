@@ -27,9 +27,9 @@ from rate_distortion.measure import drop, scores_of_originals
 from safetensors.torch import save_file
 from torch import Tensor
 
-from svd_hybrid.compress.profiles.auto import encode as auto
-from svd_hybrid.compress.profiles.auto import factors, kinds, rest
+from svd_hybrid.compress.profiles.auto import coded_stack, factors, kinds, rest
 from svd_hybrid.compress.profiles.auto.coded_rest import CodedRest
+from svd_hybrid.compress.profiles.auto.encode import encode, for_kind
 from svd_hybrid.compress.profiles.base import EncodedParts
 from svd_hybrid.compress.profiles.params import AutoParams
 from svd_hybrid.delta.evaluate import Mix, evaluate, matrix_shape
@@ -42,11 +42,9 @@ def _never(*_: object, **__: object) -> None:
     return None
 
 
-def _closest(
-    x: Tensor, noise: float, *, may_rotate: bool, trellis: bool = False
-) -> CodedRest | None:
+def _closest(x: Tensor, noise: float, *given: Any, **options: Any) -> CodedRest | None:
     """The rest at the same step, but scaled for least squared error."""
-    coded = rest.unbiased_rest(x, noise, may_rotate=may_rotate, trellis=trellis)
+    coded = rest.unbiased_rest(x, noise, *given, **options)
     if coded is None:
         return None
     turned = rotate(x) if coded.rotated else x
@@ -58,26 +56,26 @@ def _closest(
 ALIKE: tuple[Patch, ...] = tuple((kinds, name, 1.0) for name in ("STEM", "TABLE", "VECTOR"))
 COMMON: Mapping[str, Sequence[Patch]] = {
     "all of it": (),
-    "no factors": ((auto, "task_factors", _never), (auto, "shared_factors", _never)),
-    "no shared bases": ((auto, "shared_factors", _never),),
-    "no factors of single tasks": ((auto, "task_factors", _never),),
+    "no factors": ((coded_stack, "task_factors", _never), (coded_stack, "shared_factors", _never)),
+    "no shared bases": ((coded_stack, "shared_factors", _never),),
+    "no factors of single tasks": ((coded_stack, "task_factors", _never),),
     "no weights by kind": ALIKE,
 }
 ERROR: Mapping[str, Sequence[Patch]] = {
     **COMMON,
-    "energy in the rest counts fully": ((auto, "WORTHS", (1.0,)),),
+    "energy in the rest counts fully": ((coded_stack, "WORTHS", (1.0,)),),
     "nearest rounding of the rest": (
         (factors, "THRESHOLDS", (0.5,)),
         (rest, "THRESHOLDS", (0.5,)),
     ),
-    "factors only": ((auto, "closest_rest", _never),),
+    "factors only": ((coded_stack, "closest_rest", _never),),
 }
 QUALITY: Mapping[str, Sequence[Patch]] = {
     **COMMON,
-    "rest scaled for least squares": ((auto, "unbiased_rest", _closest),),
-    "no rest": ((auto, "unbiased_rest", _never),),
+    "rest scaled for least squares": ((coded_stack, "unbiased_rest", _closest),),
+    "no rest": ((coded_stack, "unbiased_rest", _never),),
     "no rotation": ((rest, "ROTATED_FROM", math.inf),),
-    "coefficients not solved anew": ((auto, "with_coefficients", lambda plan, _: plan),),
+    "coefficients not solved anew": ((coded_stack, "with_coefficients", lambda plan, _: plan),),
 }
 ERRORS = (0.5, 0.3, 0.15)
 STEPS = (3.0, 1.7, 0.9, 0.45)
@@ -114,8 +112,8 @@ class Stacks:
             shape = tuple(deltas.shape[1:])
             m, n = matrix_shape(shape)
             params = AutoParams(step=step * self.deviation, objective=objective)
-            params = auto.for_kind(params, name, shape)
-            stored = auto.encode(deltas.reshape(-1, m, n), None, params)
+            params = for_kind(params, name, shape)
+            stored = encode(deltas.reshape(-1, m, n), None, params)
             rebuilt = torch.zeros_like(deltas)
             if stored is not None:
                 nbytes += sum(part.nbytes for part in stored.parts.values())

@@ -52,7 +52,7 @@ class Diagnostics:
     delta_scalars: int = 0
     notes: list[str] = field(default_factory=list)
     totals: list[ErrorSums] = field(default_factory=list)
-    stored_total: ErrorSums = field(default_factory=ErrorSums)
+    stored_totals: list[ErrorSums] = field(default_factory=list)
     tasks_measured: bool = False
     merge_total: ErrorSums | None = None
     merge_bytes: int = 0
@@ -62,6 +62,7 @@ class Diagnostics:
 
     def __post_init__(self) -> None:
         self.totals = [ErrorSums() for _ in self.tasks]
+        self.stored_totals = [ErrorSums() for _ in self.tasks]
 
     def count_scalars(self, info: TensorInfo) -> None:
         """Count a tensor of the base, whether or not it has deltas."""
@@ -72,8 +73,8 @@ class Diagnostics:
         if encoded.parts:
             self.delta_scalars += info.count
         self._count_errors([error.whole for error in encoded.errors])
-        for error in encoded.errors:
-            self.stored_total.merge(error.stored)
+        for total, error in zip(self.stored_totals, encoded.errors, strict=False):
+            total.merge(error.stored)
         self._facts(name, info).update(_parameter_facts(info, encoded, self.tasks))
 
     def add_merge(self, name: str, info: TensorInfo, merge: EncodedMerge, *, tasks: bool) -> None:
@@ -121,16 +122,19 @@ class Diagnostics:
         """Over all tasks and tensors; None when not measured or undefined."""
         if not self.tasks_measured or self.unmeasured:
             return None
-        family = ErrorSums()
-        for total in self.totals:
-            family.merge(total)
-        return family.relative_error
+        return _joined(self.totals).relative_error
 
-    @property
-    def stored_error(self) -> float | None:
-        """The same over the scalars that are stored: what a mask leaves out does not count."""
-        measured = self.relative_error is not None
-        return self.stored_total.relative_error if measured else None
+    def stored_error(self, *, worst_task: bool) -> float | None:
+        """The same over the scalars that are stored: what a mask leaves out does not count.
+
+        Args:
+            worst_task: that of the task with the largest, instead of all tasks'.
+        """
+        if self.relative_error is None:
+            return None
+        if not worst_task:
+            return _joined(self.stored_totals).relative_error
+        return max((total.relative_error or 0.0 for total in self.stored_totals), default=None)
 
     @property
     def task_errors(self) -> list[float | None]:
@@ -237,6 +241,13 @@ def _rounded(value: Any, digits: int = 7) -> Any:
     if isinstance(value, list):
         return [_rounded(inner, digits) for inner in value]
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def _joined(totals: Sequence[ErrorSums]) -> ErrorSums:
+    whole = ErrorSums()
+    for total in totals:
+        whole.merge(total)
+    return whole
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -9,7 +9,7 @@ from svd_hybrid.artifact.fingerprint import check_names
 from svd_hybrid.artifact.manifest import Manifest
 from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.writer import ArtifactWriter
-from svd_hybrid.compress.allocation import StepSearch
+from svd_hybrid.compress.allocation import StepSearch, has_step_to_find
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.diagnostics import Diagnostics
 from svd_hybrid.compress.encoder import FamilyEncoder, RunPlan
@@ -100,7 +100,7 @@ class OpenFamily:
     def search(self, progress: Progress | None) -> StepSearch | None:
         """The search for the profile's step; None where there is nothing to find."""
         params = self.config.profile_params
-        if getattr(params, "step", self) is not None or not self.plan(self.config).encodes_tasks:
+        if not has_step_to_find(params) or not self.plan(self.config).encodes_tasks:
             return None
         scalars = sum(info.count for info in self.source.base.infos.values())
         stream = self.stream(self.config)

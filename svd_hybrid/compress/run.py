@@ -51,7 +51,7 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
             config = search.propose() if search else request.config
             manifest, diagnostics = family.write(staging, config, progress)
             size = sum(manifest.breakdown.values())
-            if search is None or search.accepts(size, diagnostics.stored_error):
+            if search is None or search.accepts(size, diagnostics):
                 break
             renew_folder(staging)
     plan, weights = family.plan(config), family.weights

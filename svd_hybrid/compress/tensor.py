@@ -12,7 +12,13 @@ from svd_hybrid.artifact.writer import EncodedPart
 from svd_hybrid.codec import BitmaskCodec
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.layer_inputs import LayerInputs
-from svd_hybrid.compress.profiles.base import EncodedParts, EncodedStack, Originals, encode_part
+from svd_hybrid.compress.profiles.base import (
+    EncodedParts,
+    EncodedStack,
+    Originals,
+    Tried,
+    encode_part,
+)
 from svd_hybrid.compress.profiles.table import PROFILES
 from svd_hybrid.compress.settings import TensorSettings
 from svd_hybrid.delta.evaluate import ExactRows, Mix, RowSource, evaluate, matrix_shape
@@ -145,6 +151,36 @@ def encode_tensor(
         if config.eval_reconstruction
         else (),
     )
+
+
+def try_tensor(
+    deltas: Tensor,
+    mask: Tensor | None,
+    config: CompressConfig,
+    settings: TensorSettings,
+    inputs: Sequence[LayerInputs] | None = None,
+) -> Tried:
+    """What `encode_tensor` would store and lose, for a profile that can be tried out.
+
+    Args:
+        deltas: (N, *shape) float, finite.
+        mask: combined mask of `shape`, bool; None for the whole tensor.
+        config: the run's configuration.
+        settings: the tensor's parameters.
+        inputs: of the layer, per task, for profiles that mind them.
+    """
+    try_out = PROFILES[config.profile].try_out
+    assert try_out is not None  # else there is no step to search
+    matrix = matrix_shape(tuple(deltas.shape[1:]))
+    stack = deltas.reshape(deltas.shape[0], *matrix)
+    mask, regions = masked_regions(mask, METHODS[config.method], settings)
+    mask = None if mask is None else mask.reshape(matrix)
+    nothing = (0.0,) * len(stack)
+    total = Tried(0.0 if mask is None else mask.numel() / 8, nothing, nothing)
+    for region in regions:
+        selected = mask if mask is None or region.inside else ~mask
+        total += try_out(stack, selected, settings.profile, inputs)
+    return total
 
 
 def _encode_originals(

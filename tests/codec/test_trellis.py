@@ -67,9 +67,16 @@ def both_read_alike(codec: TrellisCodec, data: bytes, shape: tuple[int, int]) ->
 
 
 @EACH_KIND
-@given(shape=SHAPES, size=st.sampled_from([0.5, 3.0, 40.0, 1e6]), seed=st.integers(0, 99))
-def test_what_was_chosen_comes_back(rows, shape, size, seed):
-    found = searched(normal(shape, size, seed))
+@given(
+    shape=SHAPES,
+    size=st.sampled_from([0.5, 3.0, 40.0, 1e6]),
+    zeros=st.sampled_from([0.0, 0.3, 0.9]),
+    seed=st.integers(0, 99),
+)
+def test_what_was_chosen_comes_back(rows, shape, size, zeros, seed):
+    x = normal(shape, size, seed)
+    x[torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < zeros] = 0
+    found = searched(x)
     string = string_of(found)
     assert bool(string) == bool(found.halves.any())
     if string:

@@ -25,7 +25,9 @@ HAS_ROWS = 0x40
 
 LEAST_LANES_LOG = 7  # below it a loop over single symbols is as fast and has no lanes to pay
 MOST_LANES_LOG = 12
-LANE_COST = 1.4 / 0.005  # a lane costs 1.4 bytes, and lanes may cost 0.5 % of a slice
+LANE_BYTES = 1.4  # what a lane costs
+LANE_COST = LANE_BYTES / 0.005  # lanes may cost 0.5 % of a slice
+HEAD_BYTES = 4  # of most heads, with what a state is rounded up by
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +92,22 @@ def stream_bits(phases: Phases) -> float:
     return bits
 
 
-def lanes_log(phases: Phases) -> int:
-    """log2 of the lanes worth their bytes; 0 for a short stream."""
-    log = int(np.log2(max(1.0, stream_bits(phases) / 8 / LANE_COST)))
+def lanes_log(bits: float) -> int:
+    """log2 of the lanes worth their bytes in a stream of so many bits; 0 for a short one."""
+    log = int(np.log2(max(1.0, bits / 8 / LANE_COST)))
     return min(log, MOST_LANES_LOG) if log >= LEAST_LANES_LOG else 0
+
+
+def stream_size(phases: Phases) -> float:
+    """Bytes that the symbols will take with head and lanes, about."""
+    bits = stream_bits(phases)
+    log = lanes_log(bits)
+    return bits / 8 + HEAD_BYTES + (LANE_BYTES * (1 << log) if log else 0)
 
 
 def write_stream(head: Head, phases: Phases, raw: bytes) -> bytes:
     """All bytes of a slice."""
-    log = lanes_log(phases)
+    log = lanes_log(stream_bits(phases))
     events = [event for source, symbols in phases for event in source.events(symbols, 1 << log)]
     if log:
         encoder = LaneEncoder(1 << log)

@@ -87,7 +87,7 @@ def _viterbi(
         found[0, at] = index
         found[1, at] = 2 * index - np.minimum(index, KIND[way, state] >> 1)
         state = FROM[way, state]
-    return found * np.sign(values).astype(np.int32)
+    return np.where(values < 0, -found, found)  # a zero may have an index: its parity is the path's
 
 
 def _candidates(values: Floats, kind: NDArray[np.int64], price: float) -> tuple[Floats, Indices]:

@@ -66,7 +66,8 @@ def append_config(
     elif "profile" not in given:
         defaults = _same_error(artifact, manifest) if "target_error" in names else {}
     if any(key in given for key in ("step", "target_error", "target_bits", "target_size")):
-        defaults = {k: v for k, v in defaults.items() if k not in ("step", "target_error")}
+        targets = ("step", "target_error", "error_scope")
+        defaults = {k: v for k, v in defaults.items() if k not in targets}
     return resolve_config({**defaults, **given, "profile": profile}, where)
 
 

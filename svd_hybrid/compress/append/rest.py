@@ -9,7 +9,7 @@ from torch import Tensor
 
 from svd_hybrid.artifact.manifest import TensorRecord
 from svd_hybrid.artifact.reader import ArtifactReader
-from svd_hybrid.compress.allocation import StepSearch
+from svd_hybrid.compress.allocation import StepSearch, has_step_to_find
 from svd_hybrid.compress.append.tensor import GrowingTensor
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.masks.family import FamilyMasks
@@ -109,7 +109,7 @@ def found_step(
 
     Targets are those of the new tasks alone.
     """
-    if getattr(config.profile_params, "step", config) is not None:
+    if not has_step_to_find(config.profile_params):
         return config
     infos = source.base.infos
     weights = (0.0,) * len(source.task_names)
@@ -123,4 +123,4 @@ def found_step(
     stream = FamilyStream(method, source, settings(config), masks, statistics)
     scalars = sum(info.count for info in infos.values())
     with one_thread():
-        return StepSearch(config, stream, settings, scalars, progress).propose()
+        return StepSearch(config, stream, settings, scalars, progress, corrected=False).propose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,9 +60,46 @@ class Originals:
     tuned: Callable[[], Iterator[Tensor]]
 
 
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What storing one region of one tensor would come to.
+
+    Args:
+        nbytes: of all strings, about.
+        lost: squared error per task.
+        whole: squared norm per task.
+    """
+
+    nbytes: float
+    lost: tuple[float, ...]
+    whole: tuple[float, ...]
+
+    def error(self, *, worst_task: bool) -> float:
+        """Relative error of all tasks, or of the one with the largest."""
+        if not worst_task:
+            return math.sqrt(sum(self.lost) / sum(self.whole)) if any(self.whole) else 0.0
+        pairs = zip(self.lost, self.whole, strict=True)
+        return math.sqrt(max((x / y for x, y in pairs if y), default=0.0))
+
+    def __add__(self, other: Tried) -> Tried:
+        """Both together."""
+        return self.with_share(other, 1.0)
+
+    def with_share(self, other: Tried, share: float) -> Tried:
+        """This and another so many times."""
+        return Tried(
+            self.nbytes + share * other.nbytes,
+            tuple(x + share * y for x, y in zip(self.lost, other.lost, strict=True)),
+            tuple(x + share * y for x, y in zip(self.whole, other.whole, strict=True)),
+        )
+
+
 MindingEncode = Callable[
     [Tensor, Tensor | None, Any, str, Sequence[LayerInputs]], EncodedStack | None
 ]
+
+
+TryOut = Callable[[Tensor, Tensor | None, Any, Sequence[LayerInputs] | None], Tried]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +116,8 @@ class Profile:
         encode_minding: `encode` for a layer whose inputs are known; their statistics, per task,
             are its last argument. None where a profile has no use for them.
         minds_inputs: params → whether it has.
+        try_out: (stack, mask, params, inputs or None) → what `encode` would come to; for profiles
+            whose step a run searches.
         for_kind: (params, tensor name, shape) → the params for that tensor, where kinds differ.
     """
 
@@ -88,6 +128,7 @@ class Profile:
     for_kind: Callable[[Any, str, tuple[int, ...]], Any] | None = None
     encode_minding: MindingEncode | None = None
     minds_inputs: Callable[[Any], bool] = lambda params: False
+    try_out: TryOut | None = None
 
 
 def encode_part(codec: AnyCodec, x: Tensor) -> EncodedPart:

@@ -221,6 +221,11 @@ class AutoParams:
         f"count; without a target {DEFAULT_ERROR}, or {SIGNAL_ERROR} with the objective error and "
         "for families of adapters",
     )
+    error_scope: Literal["family", "task", "tensor"] = _parameter(
+        "family",
+        "what must keep to the target error: all deltas together, every task, or every tensor, "
+        "which then has a step of its own",
+    )
     target_bits: float | None = _parameter(
         None, "bits per parameter and task that the directory may take, all files counted"
     )
@@ -250,6 +255,11 @@ class AutoParams:
         given = [name for name in TARGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ParameterError(f"{' and '.join(given)} exclude each other", fix="pass one")
+        if self.error_scope != "family" and self.target[0] != "target_error":
+            raise ParameterError(
+                f"error_scope {self.error_scope} says nothing about {self.target[0]}",
+                fix="drop it, or pass target_error",
+            )
 
     @property
     def target(self) -> tuple[str, float]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from svd_hybrid.compress.profiles.auto import AUTO, MAX
-from svd_hybrid.compress.profiles.auto.encode import RESTS
+from svd_hybrid.compress.profiles.auto.coded_stack import RESTS
 from svd_hybrid.compress.profiles.auto.rest import closest_rest, unbiased_rest
 from svd_hybrid.compress.profiles.base import EncodedStack, squared_error
 from svd_hybrid.compress.profiles.params import AutoParams

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from svd_hybrid.codec import IntegersCodec, TrellisCodec
 from svd_hybrid.codec.entropy import Prepared, prepare
-from svd_hybrid.codec.integers import scale_bits
+from svd_hybrid.codec.integers import SCALE_BYTES, scale_bits
 from svd_hybrid.numerics.hadamard import rotate_back
 
 RestCodec = IntegersCodec | TrellisCodec
@@ -49,6 +49,11 @@ class CodedRest:
         if self.rotated:
             return rotate_back(self.numbers, self.scale)
         return (self.numbers.to(torch.float64) * self.scale).to(torch.float32)
+
+    @property
+    def size(self) -> float:
+        """Bytes of the string, about."""
+        return SCALE_BYTES + self.prepared.size
 
     def packed(self) -> PackedRest:
         """The rest as its string."""

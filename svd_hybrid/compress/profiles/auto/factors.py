@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -66,12 +67,22 @@ class TaskFactors:
     coefficients: tuple[Tensor, ...]
 
     @property
+    def own(self) -> tuple[Tensor, ...]:
+        """What is solved per task: the coefficients."""
+        return self.coefficients
+
+    @property
+    def matrices(self) -> tuple[Tensor, ...]:
+        """All that is stored."""
+        return (*self.bases, *self.coefficients)
+
+    @property
     def rank(self) -> int:
         """Directions of the task that has most."""
         return max(len(basis) for basis in self.bases)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SharedFactors:
     """Two bases for all tasks and a core of each: X_t ~ left.T @ core_t @ right.
 
@@ -84,6 +95,33 @@ class SharedFactors:
     left: Tensor
     right: Tensor
     cores: tuple[Tensor, ...]
+
+    @property
+    def own(self) -> tuple[Tensor, ...]:
+        """What is solved per task: the cores."""
+        return self.cores
+
+    @property
+    def matrices(self) -> tuple[Tensor, ...]:
+        """All that is stored."""
+        return (self.left, self.right, *self.cores)
+
+    @cached_property
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """Both bases as they are decoded: unit rows, float32."""
+        return unit_rows(self.left), unit_rows(self.right)
+
+    @cached_property
+    def projectors(self) -> tuple[Tensor, Tensor]:
+        """Of both bases, float64."""
+        left, right = self.sides
+        return _projector(left), _projector(right)
+
+    def core(self, x: Tensor, step: float) -> Tensor:
+        """Least-squares core (p, q) int32 of a matrix (m, n)."""
+        left, right = self.projectors
+        on_both = left.to(x.dtype) @ x @ right.to(x.dtype).T
+        return (on_both / step).round().to(torch.int32)
 
     @property
     def rank(self) -> int:
@@ -237,8 +275,8 @@ def shared_factors(
     right_rows = rounded_basis(right[:, :q], right_energies[:q], step)
     if not (len(left_rows) and len(right_rows)):
         return None
-    cores = tuple(solved_core(left_rows, right_rows, x, step) for x in stack)
-    return SharedFactors(left_rows, right_rows, cores)
+    bases = SharedFactors(left_rows, right_rows, ())
+    return replace(bases, cores=tuple(bases.core(x, step) for x in stack))
 
 
 def _joint_basis(columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -283,47 +321,44 @@ def _projector(rows: Tensor) -> Tensor:
     return solution
 
 
-def solved_core(left: Tensor, right: Tensor, x: Tensor, step: float) -> Tensor:
-    """Least-squares core (p, q) int32 of a matrix on two integer bases."""
-    on_left = _projector(unit_rows(left)).to(x.dtype) @ x
-    on_both = on_left @ _projector(unit_rows(right)).to(x.dtype).T
-    return (on_both / step).round().to(torch.int32)
-
-
 def solved_again(
     factors: Factors, task: int, x: Tensor, step: float, inputs: LayerInputs | None = None
 ) -> Tensor:
     """A task's coefficients or core, int32, on the same bases for another matrix."""
     if isinstance(factors, SharedFactors):
-        return solved_core(factors.left, factors.right, x, step)
+        return factors.core(x, step)
     return solved(unit_rows(factors.bases[task]), x, step, inputs)
 
 
 def with_coefficients(factors: Factors, own: Sequence[Tensor]) -> Factors:
     """The same bases with other coefficients or cores, one per task."""
     if isinstance(factors, SharedFactors):
-        return SharedFactors(factors.left, factors.right, tuple(own))
-    return TaskFactors(factors.bases, tuple(own))
+        return replace(factors, cores=tuple(own))
+    return replace(factors, coefficients=tuple(own))
 
 
-def product(factors: Factors, task: int, step: float, dtype: torch.dtype) -> Tensor:
-    """What the factors give for a task, (m, n); as decoded, up to the rounding of `dtype`."""
+def product(
+    factors: Factors, task: int, step: float, dtype: torch.dtype, own: Tensor | None = None
+) -> Tensor:
+    """What the factors give for a task, (m, n); as decoded, up to the rounding of `dtype`.
+
+    Args:
+        factors: of all tasks.
+        task: which.
+        step: of coefficients or cores.
+        dtype: to compute in.
+        own: coefficients or core to take instead of the task's.
+    """
+    numbers = (factors.own[task] if own is None else own).to(dtype) * step
     if isinstance(factors, SharedFactors):
-        core = factors.cores[task].to(dtype) * step
-        left, right = unit_rows(factors.left), unit_rows(factors.right)
-        return left.T.to(dtype) @ (core @ right.to(dtype))
-    basis = unit_rows(factors.bases[task]).to(dtype)
-    return basis.T @ (factors.coefficients[task].to(dtype) * step)
+        left, right = factors.sides
+        return left.T.to(dtype) @ (numbers @ right.to(dtype))
+    return unit_rows(factors.bases[task]).to(dtype).T @ numbers
 
 
 def factor_bits(factors: Factors) -> float:
     """Bits of all numbers, by their rows' scales."""
-    matrices = (
-        (factors.left, factors.right, *factors.cores)
-        if isinstance(factors, SharedFactors)
-        else (*factors.bases, *factors.coefficients)
-    )
-    return sum(_matrix_bits(matrix) for matrix in matrices)
+    return sum(map(_matrix_bits, factors.matrices))
 
 
 def _matrix_bits(matrix: Tensor) -> float:
