@@ -12,7 +12,7 @@ from svd_hybrid.artifact.merges import LinearMerge
 from svd_hybrid.cli.options import WordsCommand, config_options, given
 from svd_hybrid.cli.recipe import from_recipe
 from svd_hybrid.cli.reporter import number, print_table
-from svd_hybrid.compress.config import OPTIONAL_PATHS, CompressConfig, resolve_config
+from svd_hybrid.compress.config import MOST_WORKERS, OPTIONAL_PATHS, CompressConfig, resolve_config
 from svd_hybrid.compress.config_file import read_config_file
 from svd_hybrid.compress.recipe.record import METHOD_KEY
 from svd_hybrid.console import (
@@ -96,6 +96,14 @@ TASK_OPTIONS = ("tasks", "task_paths", "checkpoint_dir")
     help="Where to compute. Encoding runs on the CPU, so that equal inputs give equal bytes; "
     "cuda is accepted and says so.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MOST_WORKERS),
+    default=1,
+    show_default=True,
+    help="Processes that encode tensors side by side; each takes about a second to start and the "
+    "memory of three tensors of all tasks. They change no bit of the artifact.",
+)
 @config_options
 @overwrite_option
 @common_options
@@ -142,6 +150,8 @@ def _append(
         if values.get(option):
             flag = f"--{option.replace('_', '-')}"
             raise UsageError(f"{flag} has no meaning with --append", fix=f"drop {flag}")
+    if values["workers"] != 1:
+        raise UsageError("--workers has no meaning with --append", fix="drop --workers")
     file_path = values.get("config_file")
     from_file = dict(read_config_file(file_path)) if file_path else {}
     where = str(file_path) if file_path else "command line"
@@ -232,6 +242,7 @@ def build_request(
         },
         from_artifact=from_artifact,
         overwrite=overwrite,
+        workers=values.get("workers", 1),
     )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
+
+from torch import Tensor
 
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.crossing import Crossing
@@ -22,6 +24,7 @@ from svd_hybrid.compress.profiles.params import SIGNAL_ERROR, TARGETS, AutoParam
 from svd_hybrid.compress.settings import FamilySettings
 from svd_hybrid.compress.stream import FamilyStream, Progress
 from svd_hybrid.compress.tensor import settings_of_kind, try_tensor
+from svd_hybrid.compress.workers import Call, Workers
 from svd_hybrid.delta.evaluate import matrix_shape
 from svd_hybrid.errors import UsageError
 from svd_hybrid.numerics.metrics import squared_norm
@@ -60,6 +63,7 @@ class StepSearch:
         stream: deltas and masks; its settings are replaced by those of each trial.
         settings_with: configuration → settings.
         scalars: of one checkpoint, all tensors.
+        workers: who makes the trials.
         progress: called as trials are made.
         corrected: whether `accepts` will hear of what is made of a proposal.
     """
@@ -70,6 +74,7 @@ class StepSearch:
         stream: FamilyStream,
         settings_with: Callable[[CompressConfig], FamilySettings],
         scalars: int,
+        workers: Workers,
         progress: Progress | None,
         *,
         corrected: bool = True,
@@ -77,6 +82,7 @@ class StepSearch:
         self.config = config
         self.stream = stream
         self.settings_with = settings_with
+        self.workers = workers
         self.progress = progress
         self.corrected = corrected
         self.kind, value = config.profile_params.target
@@ -248,17 +254,28 @@ class StepSearch:
         settings = self.settings_with(config)
         nothing = (0.0,) * len(self.stream.source.task_names)
         total = Tried(0.0, nothing, nothing)
-        for done, (name, stands_for) in enumerate(self._sample.items(), start=1):
-            deltas = self.stream.source.stack(name).deltas
-            if deltas is None:
-                continue
+
+        def call(item: tuple[str, Tensor]) -> Call:
+            name, deltas = item
             shape = self.stream.source.base.infos[name].shape
             own = settings_of_kind(settings.of(name), config.profile, name, shape)
             masked = self.stream.method.takes_masks == "combined"
             mask = self.stream.masks.combined(name) if masked else None
-            tried = try_tensor(deltas, mask, config, own, self.stream.inputs.of(name))
-            total = total.with_share(tried, stands_for)
+            return try_tensor, (deltas, mask, config, own, self.stream.inputs.of(name))
+
+        for done, (item, tried) in enumerate(self.workers.answers(self._stacks(), call), start=1):
+            name, deltas = item
+            total = total.with_share(tried, self._sample[name])
+            self.stream.source.recycle(deltas)
+            del item, deltas  # before memory is taken for the next
             if self.progress:
                 self.progress("search", done, len(self._sample))
-            self.stream.source.recycle(deltas)
         return total
+
+    def _stacks(self) -> Iterator[tuple[str, Tensor]]:
+        """The deltas of the sample."""
+        for name in self._sample:
+            deltas = self.stream.source.stack(name).deltas
+            if deltas is not None:
+                yield name, deltas
+            del deltas

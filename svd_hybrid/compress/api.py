@@ -32,6 +32,7 @@ def compress(
     append: bool = False,
     replace: bool = False,
     overwrite: bool = False,
+    workers: int = 1,
     progress: Progress | None = None,
     **parameters: Any,
 ) -> CompressResult:
@@ -49,6 +50,8 @@ def compress(
         append: add the tasks to those of `from_artifact`, which stay as they are; no merge is made.
         replace: with `append`, let them take the place of stored tasks of the same names.
         overwrite: replace an existing directory.
+        workers: processes that encode tensors side by side, each with the memory of one; they
+            change no bit of the artifact. With `append` there is one.
         progress: called with (step, done, total).
         **parameters: any key of the configuration, e.g. `low_bits=3`, `weighting="cluster"`.
 
@@ -58,10 +61,11 @@ def compress(
     where = "compress()"
     if append or replace:
         extras = (mask_dir, performance_file, statistics_dir)
-        if not append or from_artifact is None or any(path is not None for path in extras):
+        extra = workers != 1 or any(path is not None for path in extras)
+        if not append or from_artifact is None or extra:
             raise UsageError(
-                "append needs from_artifact, and replace append; masks and files for merging have "
-                "no meaning with them",
+                "append needs from_artifact, and replace append; masks, files for merging and "
+                "workers have no meaning with them",
                 where=where,
             )
         artifact = Path(from_artifact)
@@ -92,6 +96,7 @@ def compress(
         statistics_dir=_path(statistics_dir),
         from_artifact=_path(from_artifact),
         overwrite=overwrite,
+        workers=workers,
     )
     return run_compress(request, progress)
 

@@ -18,6 +18,7 @@ from svd_hybrid.methods import METHODS
 from svd_hybrid.registry import did_you_mean
 
 DEFAULT_PROFILE = "auto"
+MOST_WORKERS = 256
 OPTIONAL_PATHS = (
     "base_model_path",
     "checkpoint_dir",

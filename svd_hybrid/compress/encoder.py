@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -26,8 +27,16 @@ from svd_hybrid.compress.merging import (
     precise_codec,
 )
 from svd_hybrid.compress.profiles.base import Originals
+from svd_hybrid.compress.profiles.table import PROFILES
+from svd_hybrid.compress.source import DeltaSource
 from svd_hybrid.compress.stream import FamilyStream, Progress
-from svd_hybrid.compress.tensor import encode_tensor, masked_regions, settings_of_kind
+from svd_hybrid.compress.tensor import (
+    EncodedTensor,
+    encode_tensor,
+    masked_regions,
+    settings_of_kind,
+)
+from svd_hybrid.compress.workers import Call, Workers
 from svd_hybrid.delta.evaluate import matrix_shape
 from svd_hybrid.delta.expr import Exact, Expr, Scale, Sum, Weighted
 from svd_hybrid.delta.serial import expr_from_json, expr_to_json
@@ -83,6 +92,19 @@ class RunPlan:
         return next(f"m{n}." for n in range(len(used) + 1) if f"m{n}" not in used)
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One tensor of a run.
+
+    Args:
+        record: of it, without what is stored.
+        tensor: what was read of it; None where it is stored under another name.
+    """
+
+    record: TensorRecord
+    tensor: tuple[Stack, TensorContext] | None
+
+
 class TensorSink(Protocol):
     """Takes the tensors of a run as they are made: an ArtifactWriter, or memory."""
 
@@ -109,6 +131,7 @@ class FamilyEncoder:
         stream: deltas, contexts and masks.
         writer: where to.
         diagnostics: collects what was measured.
+        workers: who encodes.
     """
 
     def __init__(
@@ -117,12 +140,14 @@ class FamilyEncoder:
         stream: FamilyStream,
         writer: TensorSink,
         diagnostics: Diagnostics,
+        workers: Workers,
     ) -> None:
         self.plan = plan
         self.config = plan.config
         self.stream = stream
         self.writer = writer
         self.diagnostics = diagnostics
+        self.workers = workers
         self.method = METHODS[plan.config.method]
         self._prefix = plan.prefix
         carried = plan.carried.manifest.tensors if plan.carried else ()
@@ -145,17 +170,16 @@ class FamilyEncoder:
                 n for n in names if self.stream.source.has_deltas(n) and n not in self._owners
             ]
             self.stream.scan(merged, progress)
-        for done, name in enumerate(names, start=1):
-            info = infos[name]
-            record = TensorRecord(
-                name, info.dtype, info.shape, digests[name], {}, buffer=is_buffer(name)
-            )
+        jobs = (self._job(name) for name in names)
+        for done, (job, encoded) in enumerate(self.workers.answers(jobs, self._call), start=1):
+            record, info = job.record, infos[job.record.name]
             self.diagnostics.count_scalars(info)
-            if name in self._owners:
-                self.writer.add_alias(record, self._owners[name])
-                self.diagnostics.add_alias(name, self._owners[name], info)
+            if job.tensor is None:
+                self.writer.add_alias(record, self._owners[record.name])
+                self.diagnostics.add_alias(record.name, self._owners[record.name], info)
             else:
-                self._add(record)
+                self._add(record, *job.tensor, encoded)
+            del job, encoded  # before memory is taken for the next
             if progress:
                 progress("encode", done, len(names))
 
@@ -223,20 +247,42 @@ class FamilyEncoder:
             return None
         return self.plan.carried.owner(self._carried_records[name]).name
 
-    def _add(self, record: TensorRecord) -> None:
+    def _job(self, name: str) -> _Job:
+        info = self.stream.source.base.infos[name]
+        digest = self._base_digests[name]
+        record = TensorRecord(name, info.dtype, info.shape, digest, {}, buffer=is_buffer(name))
+        return _Job(record, None if name in self._owners else self.stream.read(name))
+
+    def _call(self, job: _Job) -> Call | None:
+        """The encoding of a tensor's deltas; None where there is nothing to encode."""
+        if job.tensor is None or job.tensor[0].deltas is None or not self.plan.encodes_tasks:
+            return None
+        stack, name = job.tensor[0], job.record.name
+        config = self.config
+        own = settings_of_kind(
+            self.stream.settings.of(name), config.profile, name, job.record.shape
+        )
+        inputs = self.stream.inputs.of(name)
+        originals = self._originals(name, stack)
+        return encode_tensor, (stack.deltas, self._mask(name), config, own, originals, inputs)
+
+    def _mask(self, name: str) -> Tensor | None:
+        return self.stream.masks.combined(name) if self.method.takes_masks == "combined" else None
+
+    def _add(
+        self,
+        record: TensorRecord,
+        stack: Stack,
+        ctx: TensorContext,
+        encoded: EncodedTensor | None,
+    ) -> None:
         name, info = record.name, self.stream.source.base.infos[record.name]
-        stack, ctx = self.stream.read(name)
         parts, task, blend, merges = self._carried(record)
         if stack.deltas is None:
             self.writer.add_tensor(record, parts, task=task, blend=blend, merges=merges)
             return
         settings = self.stream.settings.of(name)
-        mask = self.stream.masks.combined(name) if self.method.takes_masks == "combined" else None
-        if self.plan.encodes_tasks:
-            originals = self._originals(name, stack)
-            own = settings_of_kind(settings, self.config.profile, name, info.shape)
-            inputs = self.stream.inputs.of(name)
-            encoded = encode_tensor(stack.deltas, mask, self.config, own, originals, inputs)
+        if encoded is not None:
             parts |= encoded.parts
             task, blend = (
                 None if expr is None else expr_to_json(expr)
@@ -245,7 +291,7 @@ class FamilyEncoder:
             self.diagnostics.add(name, info, encoded)
             self._digests[name] = tuple(error.sha256 for error in encoded.errors)
         if self.plan.stores_merge and not settings.keep_base:
-            merge = self._merge(stack, ctx, mask, parts, blend or task)
+            merge = self._merge(stack, ctx, self._mask(name), parts, blend or task)
             parts |= merge.parts
             if merge.merged is not None or merge.task is not None:
                 merges[self.config.merge_name] = self._entry(merge, settings.method.scaling, record)
@@ -258,10 +304,12 @@ class FamilyEncoder:
         matrix = matrix_shape(tuple(stack.base.shape))
         source = self.stream.source
 
-        def tuned() -> Iterator[Tensor]:
-            return (tensor.reshape(matrix) for tensor in source.tuned(name))
-
         shape = tuple(stack.base.shape)
+        tuned = None
+        if PROFILES[self.config.profile].encode_originals is not None:
+            tuned = partial(_matrices, source, name, matrix)
+            if self.workers.count > 1:  # which cannot read them
+                tuned = partial(iter, list(tuned()))
         return Originals(name, shape, stack.base.reshape(matrix), tuple(source.task_names), tuned)
 
     def _carried(
@@ -340,6 +388,11 @@ class FamilyEncoder:
         if self.method.per_task_reload and not self.method.linear:
             entry["task"] = expr_to_json(merge.task or ZERO)
         return entry
+
+
+def _matrices(source: DeltaSource, name: str, shape: tuple[int, int]) -> Iterator[Tensor]:
+    """Every task's tensor as a matrix."""
+    return (tensor.reshape(shape) for tensor in source.tuned(name))
 
 
 def _share_memory(parts: Mapping[str, EncodedPart], deltas: Tensor) -> bool:

@@ -27,6 +27,7 @@ from svd_hybrid.compress.profiles.base import EncodedParts
 from svd_hybrid.compress.request import CompressRequest
 from svd_hybrid.compress.source import DeltaSource
 from svd_hybrid.compress.stream import Progress
+from svd_hybrid.compress.workers import Workers
 from svd_hybrid.delta.evaluate import BeyondRangeError, Mix, evaluate, matrix_shape
 from svd_hybrid.delta.serial import expr_from_json
 from svd_hybrid.errors import UsageError
@@ -211,7 +212,7 @@ def merge_in_memory(
     plan = family.plan(config)
     diagnostics = family.diagnostics(plan)
     tensors = HeldTensors()
-    encoder = FamilyEncoder(plan, family.stream(config), tensors, diagnostics)
+    encoder = FamilyEncoder(plan, family.stream(config), tensors, diagnostics, Workers())
     with one_thread():
         encoder.run(progress)
     merge = encoder.merge(family.weights.weights)

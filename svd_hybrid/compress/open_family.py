@@ -24,6 +24,7 @@ from svd_hybrid.compress.statistics import FamilyStatistics, MeasuredFamily
 from svd_hybrid.compress.stream import FamilyStream, Progress
 from svd_hybrid.compress.task_weights import task_weights
 from svd_hybrid.compress.weighting import TaskWeights
+from svd_hybrid.compress.workers import Workers
 from svd_hybrid.errors import UsageError, shorten
 from svd_hybrid.io.family import Family, FamilyPolicy, open_family
 from svd_hybrid.io.reader import file_bytes
@@ -97,14 +98,14 @@ class OpenFamily:
         """What the artifact will hold."""
         return _plan(config, self.carried, self.settings(config), self.source)
 
-    def search(self, progress: Progress | None) -> StepSearch | None:
+    def search(self, workers: Workers, progress: Progress | None) -> StepSearch | None:
         """The search for the profile's step; None where there is nothing to find."""
         params = self.config.profile_params
         if not has_step_to_find(params) or not self.plan(self.config).encodes_tasks:
             return None
         scalars = sum(info.count for info in self.source.base.infos.values())
         stream = self.stream(self.config)
-        return StepSearch(self.config, stream, self.settings, scalars, progress)
+        return StepSearch(self.config, stream, self.settings, scalars, workers, progress)
 
     def diagnostics(self, plan: RunPlan) -> Diagnostics:
         """Where the facts of a run are collected; empty."""
@@ -118,7 +119,7 @@ class OpenFamily:
         )
 
     def write(
-        self, staging: Path, config: CompressConfig, progress: Progress | None
+        self, staging: Path, config: CompressConfig, workers: Workers, progress: Progress | None
     ) -> tuple[Manifest, Diagnostics]:
         """The whole artifact, into an empty directory."""
         source, plan = self.source, self.plan(config)
@@ -126,7 +127,7 @@ class OpenFamily:
         writer = ArtifactWriter(
             staging, config.profile, source.task_names, holds_tasks=plan.holds_tasks
         )
-        encoder = FamilyEncoder(plan, self.stream(config), writer, diagnostics)
+        encoder = FamilyEncoder(plan, self.stream(config), writer, diagnostics, workers)
         encoder.run(progress)
         method = METHODS[config.method]
         untuned = method.advice and "scaling" not in config.parameters

@@ -26,6 +26,7 @@ class CompressRequest:
         statistics_dir: per-task layer statistics, for methods that read them.
         from_artifact: an artifact of this base whose content is kept beside the new merge.
         overwrite: replace an existing directory, whole.
+        workers: processes that encode; they change no bit of the artifact.
     """
 
     base: Path
@@ -37,6 +38,7 @@ class CompressRequest:
     statistics_dir: Path | None = None
     from_artifact: Path | None = None
     overwrite: bool = False
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ reader ─► renamed into place
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from svd_hybrid.compress.encoder import RunPlan
 from svd_hybrid.compress.open_family import OpenFamily, open_source
 from svd_hybrid.compress.request import CompressRequest, CompressResult
 from svd_hybrid.compress.stream import Progress
+from svd_hybrid.compress.workers import Workers
 from svd_hybrid.io.new_file import renew_folder
 from svd_hybrid.io.outputs import check_free, protect_inputs
 from svd_hybrid.numerics.threads import one_thread
@@ -38,18 +40,22 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
         StorageError: a path is missing, in the way, or cannot be written.
         LockedError: another run writes the same artifact, or has replaced the one that was read.
     """
-    wall, cpu = time.monotonic(), time.process_time()
+    wall, cpu = time.monotonic(), _cpu_time()
     _check_paths(request)
     carried = None if request.from_artifact is None else identity(request.from_artifact)
     source = open_source(request)
     family = OpenFamily.open(request, source, progress)
-    search = family.search(progress)
-    with staged_artifact(request.artifact_dir, request.overwrite) as staging, one_thread():
+    with (
+        Workers(request.workers) as workers,
+        staged_artifact(request.artifact_dir, request.overwrite) as staging,
+        one_thread(),
+    ):
+        search = family.search(workers, progress)
         if request.from_artifact is not None:
             refuse_replaced(request.from_artifact, carried)
         while True:
             config = search.propose() if search else request.config
-            manifest, diagnostics = family.write(staging, config, progress)
+            manifest, diagnostics = family.write(staging, config, workers, progress)
             size = sum(manifest.breakdown.values())
             if search is None or search.accepts(size, diagnostics):
                 break
@@ -66,8 +72,14 @@ def run_compress(request: CompressRequest, progress: Progress | None = None) -> 
         dict(zip(source.task_names, weights.weights, strict=True)),
         (*diagnostics.notes, *_size_notes(sizes, plan)),
         time.monotonic() - wall,
-        time.process_time() - cpu,
+        _cpu_time() - cpu,
     )
+
+
+def _cpu_time() -> float:
+    """Seconds of this process and of those it started and saw end."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def _check_paths(request: CompressRequest) -> None:

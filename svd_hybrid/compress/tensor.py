@@ -211,6 +211,7 @@ def _measure_originals(
     originals: Originals, parts: Mapping[str, EncodedPart], expr: Expr | None
 ) -> tuple[TaskError, ...]:
     """Decode every task as reload does and compare it with the fine-tune itself."""
+    assert originals.tuned is not None  # as the profile wants them
     source, base = EncodedParts(parts), originals.base
     m, n = base.shape
     step = max(1, BLOCK_SCALARS // max(n, 1))

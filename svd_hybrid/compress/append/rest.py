@@ -16,6 +16,7 @@ from svd_hybrid.compress.masks.family import FamilyMasks
 from svd_hybrid.compress.settings import FamilySettings
 from svd_hybrid.compress.statistics import FamilyStatistics
 from svd_hybrid.compress.stream import FamilyStream, Progress
+from svd_hybrid.compress.workers import Workers
 from svd_hybrid.delta.evaluate import matrix_shape
 from svd_hybrid.delta.serial import expr_from_json
 from svd_hybrid.io.family import Family, Stack
@@ -123,4 +124,5 @@ def found_step(
     stream = FamilyStream(method, source, settings(config), masks, statistics)
     scalars = sum(info.count for info in infos.values())
     with one_thread():
-        return StepSearch(config, stream, settings, scalars, progress, corrected=False).propose()
+        search = StepSearch(config, stream, settings, scalars, Workers(), progress, corrected=False)
+        return search.propose()

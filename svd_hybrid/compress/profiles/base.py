@@ -51,13 +51,14 @@ class Originals:
         base: (m, n), in its own dtype.
         tasks: names in order.
         tuned: gives every task's tensor in order, (m, n) in its own dtype; reads them each time.
+            None for profiles that store deltas.
     """
 
     name: str
     shape: tuple[int, ...]
     base: Tensor
     tasks: tuple[str, ...]
-    tuned: Callable[[], Iterator[Tensor]]
+    tuned: Callable[[], Iterator[Tensor]] | None
 
 
 @dataclass(frozen=True, slots=True)

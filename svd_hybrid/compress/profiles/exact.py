@@ -48,6 +48,7 @@ def encode_originals(originals: Originals, params: ExactParams) -> EncodedStack 
     dtype: torch.dtype | None = None
     strings = []
     codec = ZstdPlanesCodec()
+    assert originals.tuned is not None  # as this profile wants them
     for task, tuned in zip(originals.tasks, originals.tuned(), strict=True):
         if dtype is None:
             dtype = tuned.dtype
