@@ -70,6 +70,8 @@ def test_a_name_that_is_not_there():
     with pytest.raises(UnknownNameError, match=r"no tensor 'mlp.weigth'") as caught:
         artifact.tensor("mlp.weigth", base)
     assert "mlp.weight" in caught.value.fix
+    with pytest.raises(UsageError, match="dtype is 'F8'"):
+        artifact.tensor("mlp.weight", base, dtype="F8")
     with pytest.raises(UnknownNameError, match="no task 'alhpa'"):
         artifact.tensor("mlp.weight", base, task="alhpa")
 
