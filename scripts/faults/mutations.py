@@ -13,6 +13,7 @@ from typing import Any
 
 import zstandard
 
+from svd_hybrid.artifact.blocks import block_digests
 from svd_hybrid.artifact.jsonfile import canonical_json
 from svd_hybrid.artifact.manifest import sealed
 
@@ -107,6 +108,8 @@ def _forge_shard(artifact: Path, path: str, rng: random.Random) -> Mutation:
         for file in record["files"]:
             if file["path"] == path:
                 file |= {"path": new, "sha256": digest}
+                if "blocks" in file:
+                    file["blocks"] = block_digests(artifact / new)
         if sorted(order) != order:
             raise AssertionError("files were not sorted")
         _sort_files(record)

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from svd_hybrid.artifact.layout import SHARD_PATTERN, shard_folder
+from svd_hybrid.artifact.blocks import block_count
+from svd_hybrid.artifact.layout import BLOCK_DIGITS, SHARD_PATTERN, shard_folder
 from svd_hybrid.artifact.merges import Merge, StoredMerge
 from svd_hybrid.artifact.shapes import check_shapes
 from svd_hybrid.delta.expr import parts_of, weights_of
@@ -52,6 +53,12 @@ def _check_lists(manifest: Manifest) -> None:
     _require(names == sorted(set(names)), "tensors are not in ascending order of distinct names")
     paths = [file.path for file in manifest.files]
     _require(paths == sorted(set(paths)), "files are not in ascending order of distinct paths")
+    for file in manifest.files:
+        fits = len(file.blocks) == block_count(file.bytes) * BLOCK_DIGITS
+        _require(
+            not file.blocks or (fits and SHARD_PATTERN.fullmatch(file.path) is not None),
+            f"file {file.path!r} has digests of other blocks than its own",
+        )
     _require(manifest.default_merge in manifest.merges, "default_merge names no merge")
     if manifest.rebuilt is not None:
         known = set(manifest.rebuilt.tasks) <= set(manifest.tasks)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from svd_hybrid.artifact import layout
+from svd_hybrid.artifact.blocks import block_digests, file_digest
 from svd_hybrid.artifact.jsonfile import canonical_json, parse_json, read_limited
 from svd_hybrid.artifact.manifest import Manifest
 from svd_hybrid.artifact.parsing import check_path, manifest_from_json
@@ -17,6 +18,8 @@ from svd_hybrid.artifact.records import FileRecord
 from svd_hybrid.errors import ArtifactError, StorageError
 from svd_hybrid.frames import decompress_stated
 from svd_hybrid.limits import MOST_JSON_BYTES
+
+COPY_AGAIN = "copy the artifact again; svdh verify lists every damaged file"
 
 
 def read_manifest(folder: Path, expect: str | None = None) -> Manifest:
@@ -94,34 +97,61 @@ def resolve(folder: Path, record: FileRecord) -> Path:
     return folder / record.path
 
 
+def check_size(folder: Path, record: FileRecord) -> Path:
+    """The file's path, once it is there and its size is as the manifest says.
+
+    Raises:
+        ArtifactError: missing, or of another size.
+        UnsafeError: the path is not one the format knows.
+    """
+    path = resolve(folder, record)
+    if not path.is_file():
+        raise ArtifactError("file is missing", where=str(path), fix=COPY_AGAIN)
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise ArtifactError(
+            f"file has {size} bytes, the manifest says {record.bytes}",
+            where=str(path),
+            fix=COPY_AGAIN,
+        )
+    return path
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Name the file that cannot be read.
+
+    Raises:
+        StorageError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"file cannot be read: {error.strerror}", where=str(path)) from error
+
+
 def check_file(folder: Path, record: FileRecord) -> Path:
-    """The file's path, once its size and digest are as the manifest says (size first).
+    """The file's path, once its size and digests are as the manifest says (size first).
 
     Raises:
         ArtifactError: missing, of another size, or of other content.
         UnsafeError: the path is not one the format knows.
         StorageError: it may not be read.
     """
-    path = resolve(folder, record)
-    fix = "copy the artifact again; svdh verify lists every damaged file"
-    if not path.is_file():
-        raise ArtifactError("file is missing", where=str(path), fix=fix)
-    size = path.stat().st_size
-    if size != record.bytes:
-        raise ArtifactError(
-            f"file has {size} bytes, the manifest says {record.bytes}", where=str(path), fix=fix
-        )
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise StorageError(f"file cannot be read: {error.strerror}", where=str(path)) from error
+    path = check_size(folder, record)
+    with readable(path):
+        digest = file_digest(path)
+        blocks = block_digests(path) if record.blocks else ""
     if digest != record.sha256:
         raise ArtifactError(
             f"file content is not what was written (sha256 {digest[:12]}…, "
             f"the manifest has {record.sha256[:12]}…)",
             where=str(path),
-            fix=fix,
+            fix=COPY_AGAIN,
+        )
+    if blocks != record.blocks:
+        raise ArtifactError(
+            "file is as written, but the manifest has other digests of its blocks", where=str(path)
         )
     return path
 

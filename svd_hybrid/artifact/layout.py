@@ -29,6 +29,15 @@ STREAMS = "streams"
 SHARD_BYTES = 32 * 2**20
 """A shard is closed once it holds this much; bounds what the writer keeps in memory."""
 
+BLOCK_BYTES = 2**16
+"""Of a longer shard each block of so many bytes has a digest of its own."""
+
+BLOCK_DIGITS = 32
+"""Hex digits of a block's digest: the first half of its SHA-256."""
+
+MOST_BLOCKS = 2**19
+"""The writer lists no more, for 32 GiB of shards: a quarter of what a manifest may hold."""
+
 INDEX_LEVEL = 19
 
 

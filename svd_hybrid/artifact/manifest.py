@@ -126,6 +126,14 @@ class Manifest:
         """
         return _index(task, self.tasks, "task")
 
+    def tensor(self, name: str) -> TensorRecord:
+        """The record of a tensor.
+
+        Raises:
+            UnknownNameError: the artifact has no such tensor.
+        """
+        return self.tensors[_index(name, [tensor.name for tensor in self.tensors], "tensor")]
+
     def merge(self, name: str | None) -> Merge:
         """The named merge, or the default one.
 

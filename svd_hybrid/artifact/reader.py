@@ -1,4 +1,4 @@
-"""Reading parts back: manifest, shards, codecs. Every shard is checked before it is trusted."""
+"""Reading parts back: manifest, shards, codecs. Nothing of a shard is trusted unchecked."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from svd_hybrid.artifact.checked_file import CheckedFile
 from svd_hybrid.artifact.files import check_file, read_manifest
 from svd_hybrid.artifact.layout import STREAMS, array_name
 from svd_hybrid.artifact.manifest import Manifest
@@ -21,7 +22,7 @@ from svd_hybrid.artifact.stable import Identity, identity, read_stable, refuse_r
 from svd_hybrid.artifact.writer import EncodedPart
 from svd_hybrid.codec import AnyCodec, StreamCodec, codec_from_json
 from svd_hybrid.codec.streams import decode_slice
-from svd_hybrid.errors import ArtifactError
+from svd_hybrid.errors import ArtifactError, StorageError
 from svd_hybrid.limits import UNVOUCHED_BYTES, UNVOUCHED_RATIO
 
 
@@ -56,7 +57,7 @@ class ArtifactReader:
 
     @classmethod
     def open(cls, folder: Path, expect: str | None = None) -> ArtifactReader:
-        """Read the manifest; each shard is opened, and its digest checked, on first use.
+        """Read the manifest; shards are opened, and their digests checked, on first use.
 
         Args:
             folder: the directory.
@@ -110,26 +111,30 @@ class ArtifactReader:
 
 
 class Shards:
-    """The shards of an artifact, each opened and compared with the manifest when it is needed."""
+    """The shards of an artifact, each opened when needed, and compared as far as it is read."""
 
     def __init__(self, folder: Path, manifest: Manifest, known: Identity) -> None:
         self.folder = folder
         self.manifest = manifest
         self.known = known
         self._homes: dict[str, FileRecord] | None = None  # shard of every array
-        self._opened: dict[str, Any] = {}
-        self._streams: dict[str, ArrayInfo] = {}
+        self._files: dict[str, CheckedFile] = {}
+        self._opened: dict[Path, Any] = {}
 
     def array(self, name: str, task: int | None) -> Tensor:
         """As `ArtifactReader.array`."""
-        shard = self._open(self._home(name))
+        record = self._home(name)
+        file = self._file(record)
+        with self._while_there():
+            info = file.arrays.get(name)
+            if info is None or (task is not None and task >= info.slices):
+                raise ArtifactError(f"array {name!r} has no slice {task}", where=str(self.folder))
+            path = file.need(*info.place(task))
+        shard = self._open(path)
         if task is None:
             whole: Tensor = shard.get_tensor(name)
             return whole
-        view = shard.get_slice(name)
-        if task >= view.get_shape()[0]:
-            raise ArtifactError(f"array {name!r} has no slice {task}", where=str(self.folder))
-        part: Tensor = view[task : task + 1]
+        part: Tensor = shard.get_slice(name)[task : task + 1]
         return part
 
     def string(self, span: Span) -> bytes:
@@ -137,17 +142,21 @@ class Shards:
         if not span.length:
             return b""
         record = self.manifest.files[span.file]
-        path = self.folder / record.path
+        file = self._file(record)
         with self._while_there():
-            if record.path not in self._streams:
-                check_file(self.folder, record)
-                self._streams[record.path] = _streams_of(path)
-            info = self._streams[record.path]
+            info = _streams_of(file, self.folder / record.path)
             if span.offset + span.length > info.nbytes:
-                raise ArtifactError("shard ends before a string does", where=str(path))
-            with path.open("rb") as file:
-                file.seek(info.begin + span.offset)
-                return file.read(span.length)
+                where = str(self.folder / record.path)
+                raise ArtifactError("shard ends before a string does", where=where)
+            begin = info.begin + span.offset
+            with file.need(begin, span.length).open("rb") as opened:
+                opened.seek(begin)
+                return opened.read(span.length)
+
+    def _file(self, record: FileRecord) -> CheckedFile:
+        if record.path not in self._files:
+            self._files[record.path] = CheckedFile(self.folder, record)
+        return self._files[record.path]
 
     def _home(self, name: str) -> FileRecord:
         """The shard that holds an array; headers are read here, once, and not yet trusted."""
@@ -183,26 +192,25 @@ class Shards:
         """Name the cause where a file is missing because another run replaced the artifact."""
         try:
             yield
-        except (ArtifactError, OSError):
+        except (ArtifactError, StorageError, OSError):
             if self.known is not None:
                 refuse_replaced(self.folder, self.known)
             raise
 
-    def _open(self, record: FileRecord) -> Any:
-        if record.path not in self._opened:
+    def _open(self, path: Path) -> Any:
+        if path not in self._opened:
             with self._while_there():
-                path = check_file(self.folder, record)
                 try:
-                    self._opened[record.path] = cast("Any", safe_open(path, framework="pt"))
+                    self._opened[path] = cast("Any", safe_open(path, framework="pt"))
                 except SafetensorError as error:
                     raise ArtifactError(
                         f"shard is no safetensors file: {str(error)[:160]}", where=str(path)
                     ) from error
-        return self._opened[record.path]
+        return self._opened[path]
 
 
-def _streams_of(path: Path) -> ArrayInfo:
-    info = read_header(path).get(STREAMS)
+def _streams_of(file: CheckedFile, path: Path) -> ArrayInfo:
+    info = file.arrays.get(STREAMS)
     if info is None or (info.dtype, len(info.shape)) != ("U8", 1):
         raise ArtifactError(f"shard has no array {STREAMS!r} of bytes", where=str(path))
     return info

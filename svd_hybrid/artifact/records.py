@@ -196,15 +196,25 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """One file of the directory other than the manifest."""
+    """One file of the directory other than the manifest.
+
+    Args:
+        path: relative to the directory.
+        bytes: its size.
+        sha256: of its content (hex).
+        blocks: `artifact.blocks.block_digest` of each of its blocks, one after the other; empty
+            where there are none, and the file is compared as a whole.
+    """
 
     path: str
     bytes: int
     sha256: str
+    blocks: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The manifest record."""
-        return {"path": self.path, "bytes": self.bytes, "sha256": self.sha256}
+        record = {"path": self.path, "bytes": self.bytes, "sha256": self.sha256}
+        return record | {"blocks": self.blocks} if self.blocks else record
 
 
 @dataclass(frozen=True, slots=True)

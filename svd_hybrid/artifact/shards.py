@@ -34,6 +34,32 @@ class ArrayInfo:
     begin: int
     nbytes: int
 
+    @property
+    def slices(self) -> int:
+        """Size of the first axis; 0 where there is none."""
+        return self.shape[0] if self.shape else 0
+
+    def place(self, task: int | None) -> tuple[int, int]:
+        """First byte in the file, and number of bytes, of all of it or of one slice."""
+        if task is None:
+            return self.begin, self.nbytes
+        nbytes = self.nbytes // self.slices
+        return self.begin + task * nbytes, nbytes
+
+
+def header_bytes(path: Path) -> int:
+    """How many bytes stand before the data of a shard: the header and its length.
+
+    Raises:
+        ArtifactError: it is no safetensors file.
+    """
+    with path.open("rb") as file:
+        prefix = file.read(8)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > min(MOST_JSON_BYTES, path.stat().st_size):
+        raise ArtifactError("shard is no safetensors file: no header", where=str(path))
+    return 8 + length
+
 
 def read_header(path: Path) -> dict[str, ArrayInfo]:
     """The arrays of a shard by name.
@@ -41,13 +67,9 @@ def read_header(path: Path) -> dict[str, ArrayInfo]:
     Raises:
         ArtifactError: it is no safetensors file, or has gaps.
     """
+    start = header_bytes(path)
     with path.open("rb") as file:
-        prefix = file.read(8)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > min(MOST_JSON_BYTES, path.stat().st_size):
-            raise ArtifactError("shard is no safetensors file: no header", where=str(path))
-        header = parse_json(file.read(length), str(path))
-    start = 8 + length
+        header = parse_json(file.read(start)[8:], str(path))
     try:
         arrays = {name: _info(entry, start) for name, entry in _entries(header)}
     except (KeyError, TypeError, ValueError) as error:

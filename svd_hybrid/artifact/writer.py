@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from svd_hybrid.artifact import layout
+from svd_hybrid.artifact.blocks import block_count, block_digests, file_digest
 from svd_hybrid.artifact.layout import SHARD_BYTES, STREAMS, array_name, shard_folder
 from svd_hybrid.artifact.manifest import (
     Cursor,
@@ -114,6 +115,7 @@ class ArtifactWriter:
         self._of_tasks: dict[tuple[str, int], _OpenShard] = {}
         self._shards: list[str] = []  # paths; until the end spans name shards by index here
         self._cursor: Cursor = {}
+        self._blocks = 0  # of the shards so far
         self._rebuilt: Rebuilt | None = None
 
     def add_tensor(
@@ -334,14 +336,16 @@ class ArtifactWriter:
 
     def _publish(self, folder: str, draft: Path, shard: _OpenShard) -> bool:
         """Give a finished shard the name of its content, unless there is one of that name."""
-        with draft.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_digest(draft)
         path, size = f"{folder}/{digest}.safetensors", draft.stat().st_size
         if (self.folder / path).exists():
             storage().remove_file(draft)
             return False
         storage().rename(draft, self.folder / path)
-        self._files.append(FileRecord(path, size, digest))
+        self._blocks += block_count(size)
+        listed = self._blocks <= layout.MOST_BLOCKS
+        blocks = block_digests(self.folder / path) if listed else ""
+        self._files.append(FileRecord(path, size, digest, blocks))
         if shard.number is not None:
             self._shards[shard.number] = path
         return True

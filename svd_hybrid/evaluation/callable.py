@@ -121,7 +121,7 @@ def load_callable(name: str, tasks: Sequence[str]) -> CallableEvaluator:
         if error.name not in (module_name, module_name.partition(".")[0]):
             raise UsageError(f"module {module_name!r} cannot be imported: {error}") from error
         raise UsageError(
-            f"no module {module_name!r}",
+            f"module {module_name!r} cannot be imported: there is none",
             where=f"evaluator {name!r}",
             fix="put it into this folder or on PYTHONPATH",
         ) from error

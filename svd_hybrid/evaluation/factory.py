@@ -50,8 +50,9 @@ class EvaluatorChoice:
             SvdhError: as data, heads and model deserve.
         """
         if ":" in self.name:
+            evaluator = load_callable(self.name, tasks)  # first: it may be the name that is wrong
             self._refuse_options(has_data=False)
-            return load_callable(self.name, tasks)
+            return evaluator
         if self.name not in NAMES:
             raise UsageError(
                 f"unknown evaluator {self.name!r}",

@@ -114,6 +114,42 @@ class Artifact:
         for record in manifest.tensors:
             yield record.name, delta_tensor(self._reader, record, selection)
 
+    def tensor(
+        self,
+        name: str,
+        base: str | PathLike[str] | None = None,
+        *,
+        task: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        merge: str | None = None,
+        dtype: str | None = None,
+    ) -> Tensor:
+        """One tensor of a task, a weighting or a merge, as `iter_tensors` gives it.
+
+        Reads of the shards the bytes of its own parts and what shares a block with them (64 KiB),
+        the headers included; whole shards where an artifact has no digests of blocks. All that is
+        read is compared with the manifest. Of the base only this tensor is read, and headers.
+
+        Args:
+            name: of the tensor.
+            base: the base checkpoint; without it, gives the delta alone, float32.
+            task: as for `iter_tensors`, like the others.
+            weights: task → weight.
+            merge: name of a merge.
+            dtype: of the result.
+
+        Raises:
+            UnknownNameError: no such tensor, task or merge.
+            UsageError, BaseMismatchError, ArtifactError: as `iter_tensors`.
+        """
+        manifest = self._reader.manifest
+        record = manifest.tensor(name)
+        selection = select(manifest, task=task, weights=weights, merge=merge)
+        if base is None:
+            return delta_tensor(self._reader, record, selection)
+        rebuilder = Rebuilder(self._reader, open_checkpoint(Path(base)), selection, dtype)
+        return rebuilder.tensor(record.name)
+
     def diagnostics(self) -> dict[str, Any]:
         """What compress measured: diagnostics.json with `per_parameter`; empty without one.
 

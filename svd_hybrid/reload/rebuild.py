@@ -21,7 +21,7 @@ from svd_hybrid.delta.expr import Exact
 from svd_hybrid.delta.serial import expr_from_json
 from svd_hybrid.errors import ArtifactError, UsageError
 from svd_hybrid.io.reader import CheckpointReader
-from svd_hybrid.io.tensors import DTYPES, TensorInfo
+from svd_hybrid.io.tensors import DTYPES, FLOATS, TensorInfo
 from svd_hybrid.numerics.largest import all_finite
 from svd_hybrid.numerics.reproducible import round_once
 from svd_hybrid.reload.selection import Selection
@@ -41,6 +41,7 @@ class Rebuilder:
 
     Raises:
         BaseMismatchError: names, shapes or dtypes of the base differ.
+        UsageError: no float dtype of that name.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Rebuilder:
         selection: Selection,
         dtype: str | None = None,
     ) -> None:
+        if dtype is not None and dtype not in FLOATS:
+            raise UsageError(f"dtype is {dtype!r}", fix="use one of " + ", ".join(FLOATS))
         check_names(artifact.manifest, base)
         artifact.vouched = True
         self.artifact = artifact

@@ -21,7 +21,6 @@ from svd_hybrid.errors import UsageError
 from svd_hybrid.io.model_writer import DEFAULT_SHARD_BYTES, model_kind, write_model
 from svd_hybrid.io.outputs import check_free, protect_inputs
 from svd_hybrid.io.reader import open_checkpoint
-from svd_hybrid.io.tensors import FLOATS
 from svd_hybrid.reload.rebuild import Rebuilder
 from svd_hybrid.reload.selection import select
 
@@ -96,8 +95,6 @@ def run_reload(
         SvdhError: each with its class: usage, artifact, base mismatch, storage.
     """
     wall, cpu = time.monotonic(), time.process_time()
-    if dtype is not None and dtype not in FLOATS:
-        raise UsageError(f"dtype is {dtype!r}", fix="use one of " + ", ".join(FLOATS))
     if max_shard_bytes < 1:
         raise UsageError(f"max_shard_bytes is {max_shard_bytes}, must be 1 or more")
     artifact = ArtifactReader.open(artifact_dir, expect)

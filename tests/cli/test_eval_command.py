@@ -108,6 +108,7 @@ def test_eval_json_is_exactly_one_document(project, svdh, line):
         ({"evaluator": "vision"}, 2, "no data given"),
         ({"evaluator": "vision", "data": "nothing.npz"}, 8, "data does not exist"),
         ({"data": "x.npz"}, 2, "--data has no meaning"),
+        ({"evaluator": "nomod:f", "data": "x.npz"}, 2, "module 'nomod' cannot be imported"),
         ({"artifact_dir": "nowhere"}, 8, "nowhere"),
         ({"family": "nowhere"}, 8, "family folder does not exist"),
         ({"base_model_path": None}, 2, "no base given"),

@@ -57,7 +57,7 @@ def test_scores_that_are_none(name, text):
         (f"{HERE}:nothing", "no function 'nothing'"),
         (f"{HERE}:no_function", "no function 'no_function'"),
         (f"{HERE}:wrong_direction", "declares metrics"),
-        ("no_such_module_here:f", "no module 'no_such_module_here'"),
+        ("no_such_module_here:f", "module 'no_such_module_here' cannot be imported"),
         (":f", "not MODULE:FUNCTION"),
     ],
 )

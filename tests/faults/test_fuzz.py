@@ -11,6 +11,10 @@ import pytest
 from faults.fuzz import PROMISES, Bench, golden_pairs, run
 from faults.mutations import DAMAGES, Mutation, damage, files_of, forge, reseal
 
+from svd_hybrid.artifact import layout
+from svd_hybrid.artifact.files import read_manifest
+from tests.families import SHAPES, pack, write_family
+
 PAIRS = golden_pairs()
 AUTO = next(pair for pair in PAIRS if pair[0].name == "golden-v1-auto")
 
@@ -23,6 +27,18 @@ def test_no_damage_is_silent_and_verify_names_the_file():
     assert figures["damaged"] > 50
     assert figures["forged_found_by_deep"] > 0
     assert figures["slowest_s"] < 10
+
+
+def test_no_damage_to_shards_of_many_blocks_is_silent(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "BLOCK_BYTES", 128)
+    family = write_family(tmp_path / "family", SHAPES)
+    pairs = [(pack(family, tmp_path / p, profile=p).path, family.base) for p in ("hybrid", "fast")]
+    for artifact, _ in pairs:
+        assert any(len(file.blocks) > 300 for file in read_manifest(artifact).files)
+    said: list[str] = []
+    figures = run(70, seed=2, pairs=pairs, tell=said.append)
+    assert {promise: figures[promise] for promise in PROMISES} == dict.fromkeys(PROMISES, 0), said
+    assert figures["damaged"] > 30
 
 
 @pytest.mark.parametrize("kind", DAMAGES)

@@ -1051,6 +1051,9 @@ class Artifact:
         data = (self.folder / file["path"]).read_bytes()
         require(len(data) == file["bytes"], f"size of {file['path']}")
         require(hashlib.sha256(data).hexdigest() == file["sha256"], f"content of {file['path']}")
+        blocks = [data[begin : begin + 2**16] for begin in range(0, len(data), 2**16)]
+        blocks = "".join(hashlib.sha256(block).hexdigest()[:32] for block in blocks)
+        require(file.get("blocks", blocks) == blocks, f"blocks of {file['path']}")
         return data
 
     def read_index(self) -> Any:

@@ -288,6 +288,10 @@ def test_every_limit_is_the_one_in_the_code():
     assert f"| {limits.MOST_PARTS} · 2³² - 1 |" in TEXT
     assert (limits.LARGEST_SIZE, limits.LARGEST_SIDE) == (2**53 - 1, 2**32 - 1)
     assert f"holds {layout.SHARD_BYTES // 2**20} MiB or more" in TEXT
+    assert TEXT.count(f"more than {layout.BLOCK_BYTES} bytes") == 2
+    assert f"the first {layout.BLOCK_DIGITS} digits of the SHA-256" in TEXT
+    power = str(layout.MOST_BLOCKS.bit_length() - 1).translate(SUPERSCRIPT)
+    assert f"until it has listed 2{power} of them" in TEXT
     assert f"blocks of {PATTERN_BLOCK} scalars" in TEXT
     assert f"operations of one | {DEEPEST} · {limits.MOST_EXPRESSION_NODES} |" in TEXT
     assert f"more than {DEEPEST} levels below the outermost" in TEXT

@@ -9,13 +9,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from svd_hybrid import Artifact
+from svd_hybrid.artifact.files import directory_bytes
+from svd_hybrid.cli.app import main
 from svd_hybrid.compress.profiles.auto import AUTO, MAX
 from svd_hybrid.compress.profiles.auto.coded_stack import RESTS
 from svd_hybrid.compress.profiles.auto.rest import closest_rest, unbiased_rest
 from svd_hybrid.compress.profiles.base import EncodedStack, squared_error
 from svd_hybrid.compress.profiles.params import AutoParams
 from svd_hybrid.delta.evaluate import matrix_shape
-from tests.families import load_state, pack, write_family
+from tests.compress.test_same_bits import content
+from tests.families import (
+    FamilyFiles,
+    load_state,
+    pack,
+    relative_error,
+    weights_of,
+    write_family,
+)
 
 FAMILIES = Path(
     os.environ.get("SVDH_FAMILIES", Path(__file__).resolve().parents[4] / "shared" / "families")
@@ -111,3 +122,70 @@ def test_an_artifact_of_max_is_read_and_verified(tmp_path):
     assert b'"name":"trellis"' in (tmp_path / "art" / "manifest.json").read_bytes()
     assert opened.verify(family.base, deep=True).problems == []
     assert opened.verify().problems == []
+
+
+OBJECTIVES = ("quality", "error")
+SHAPES = {"a.weight": (160, 240), "b.weight": (120, 160), "c.bias": (160,)}
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> FamilyFiles:
+    return write_family(tmp_path_factory.mktemp("family"), SHAPES, ("ant", "bee", "cat"), seed=4)
+
+
+def rests(artifact: Artifact, task: int) -> dict[str, bytes]:
+    """Tensor → string of one task's rest along the trellis; empty for a rest of zeros."""
+    reader = artifact._reader
+    return {
+        tensor.name: reader.string(part.spans[task])
+        for tensor in reader.manifest.tensors
+        for name, part in tensor.parts.items()
+        if part.spans and name.endswith("trellis") and task < len(part.spans)
+    }
+
+
+@pytest.mark.parametrize(("target", "objective"), [(60_000, "quality"), (35_000, "error")])
+def test_the_bytes_asked_for_are_met(family, tmp_path, target, objective):
+    artifact = pack(
+        family, tmp_path / "art", profile="max", objective=objective, target_size=target
+    )
+    assert 0.99 * target < directory_bytes(artifact.path) <= target
+    assert all(map(any, (rests(artifact, task).values() for task in range(3))))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_number_of_threads_changes_no_byte(family, tmp_path, objective):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            artifact = tmp_path / str(threads)
+            found = pack(family, artifact, profile="max", objective=objective, step=0.03)
+            assert any(rests(found, 0).values())
+    finally:
+        torch.set_num_threads(before)
+    assert content(tmp_path / "1") == content(tmp_path / "2")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_task_is_appended_along_the_trellis_and_the_others_keep_their_bits(
+    family, tmp_path, objective
+):
+    two = FamilyFiles(family.base, {task: family.tasks[task] for task in ("ant", "bee")})
+    first = pack(two, tmp_path / "first", profile="max", objective=objective, target_error=0.2)
+    task = f"cat={family.tasks['cat']}"
+    argv = ["compress", "-q", "--base", str(family.base), "--append", "--task", task]
+    argv += ["--from-artifact", str(first.path), "--artifact-dir", str(tmp_path / "grown")]
+    assert main(argv) == 0
+    grown = Artifact.open(tmp_path / "grown")
+    assert grown.tasks == ("ant", "bee", "cat")
+    for index, stored in enumerate(two.tasks):
+        assert rests(grown, index) == rests(first, index)
+        before = weights_of(first, family, task=stored)
+        after = weights_of(grown, family, task=stored)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    assert any(rests(grown, 2).values())
+    assert grown.verify(family.base, deep=True).problems == []
+    for name, weight in weights_of(grown, family, task="cat").items():
+        start, want = load_state(family.base)[name], load_state(family.tasks["cat"])[name]
+        assert relative_error(weight - start, want - start) < 0.3
