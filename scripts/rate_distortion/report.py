@@ -9,6 +9,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
+from rate_distortion.equal_bytes import comparisons
 from rate_distortion.families import Metric
 from rate_distortion.measure import Row, drop
 from svd_hybrid.numerics.bounds import DeltaSpectrum, manifold_bits, white_bits
@@ -29,13 +30,21 @@ COLUMNS = (
     "compress CPU s",
     "reload CPU s",
 )
+AT_EQUAL_BYTES = (
+    "at the bytes of",
+    "bits",
+    "its error",
+    "auto, objective error",
+    "its mean drop",
+    "auto's mean drop",
+)
 LEGEND = """\
 bits: of the whole directory, per parameter of every task, all tensors. rel. error: norm of the
 deltas' error over that of the deltas, all tasks and the worst one; shrink is the part lost along
 the deltas (a share), noise the part across them. drop: {unit} lost, mean over tasks and the worst.
 white, manifold: bits such an error needs at least, by the tensors' variances alone, and by their
 singular values when singular vectors have to be paid for. CPU seconds: compress with its own check,
-reload of one task."""
+reload of one task. At equal bytes: between the two nearest points of `auto`."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,7 @@ class FamilyReport:
         lines += [_line(COLUMNS), "| --- |" + " --: |" * (len(COLUMNS) - 1)]
         rows = zip(self.rows, self.row_bounds, strict=True)
         lines += [_line(_cells(row, bounds)) for row, bounds in rows]
+        lines += self._comparisons()
         lines += ["", *(f"- not measured: {p}: {why}" for p, why in self.failures.items())]
         return "\n".join(lines).rstrip() + "\n"
 
@@ -106,6 +116,24 @@ class FamilyReport:
             ],
             "failures": dict(self.failures),
         }
+
+    def _comparisons(self) -> list[str]:
+        """The other ways beside `auto` at their bytes."""
+        found = comparisons(self.rows)
+        if not any(one.error is not None or one.drop is not None for one in found):
+            return []
+        lines = ["", _line(AT_EQUAL_BYTES), "| --- |" + " --: |" * (len(AT_EQUAL_BYTES) - 1)]
+        for one in found:
+            drops = one.row.mean_drop, one.drop
+            cells = [
+                one.row.point,
+                f"{one.row.bits:.3f}",
+                _number(one.row.relative_error, 4),
+                "–" if one.error is None else _number(one.error, 4),
+                *("–" if drop is None else _number(drop, 2) for drop in drops),
+            ]
+            lines.append(_line(cells))
+        return lines
 
     def _facts(self) -> str:
         text = f"{len(self.tasks)} tasks of {self.parameters:,} parameters"
