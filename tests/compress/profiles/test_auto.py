@@ -377,6 +377,14 @@ def test_white_noise_is_coded_near_its_rate_distortion_bound(bits, most):
     assert error * 2.0 ** (found - bits) <= 1.03 * most
 
 
+@EACH_OBJECTIVE
+@pytest.mark.parametrize("step", [1e-2, 1e-3, 1e-4])
+def test_fine_steps_lose_what_rounding_loses(objective, step):
+    stack = normal(2, 128, 192)
+    lost = squared_error(encoded(stack, step, objective), stack, None)
+    assert math.isclose(lost / stack.numel(), step**2 / 12, rel_tol=0.02)
+
+
 @pytest.mark.parametrize("target", [0.1, 0.5, 1.0])
 def test_quality_keeps_every_task_its_size(tmp_path, target):
     """Shrink, the share of a delta that is lost along itself, is near 0 at any error."""

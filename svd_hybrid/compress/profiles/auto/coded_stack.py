@@ -10,7 +10,7 @@ numbers have the step itself and squared error decides. Source: codec design §2
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product as product_of
 
@@ -26,6 +26,7 @@ from svd_hybrid.compress.profiles.auto.coded_rest import CodedRest, PackedRest, 
 from svd_hybrid.compress.profiles.auto.factors import (
     PRICE,
     Factors,
+    JointSpan,
     SharedFactors,
     TaskFactors,
     factor_bits,
@@ -142,10 +143,15 @@ class CodedStack:
         best: Factors | None = None
         lowest, whole = self._cost(None)
         left = whole
-        kinds = (task_factors, shared_factors)
+        makes: list[Callable[[float], Factors | None]] = [
+            lambda worth: task_factors(tasks, found, step, worth)
+        ]
+        if len(tasks) > 1:
+            span = JointSpan.of(found)
+            makes.append(lambda worth: shared_factors(tasks, span, step, worth))
         worths = WORTHS if self.params.objective == "error" else WORTHS[:1]
-        for make, worth in product_of(kinds if len(tasks) > 1 else kinds[:1], worths):
-            plan = make(tasks, found, step, worth)
+        for make, worth in product_of(makes, worths):
+            plan = make(worth)
             if plan is None:
                 continue
             cost, energy = self._cost(plan)

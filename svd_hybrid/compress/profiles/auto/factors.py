@@ -250,25 +250,45 @@ def task_factors(
     return TaskFactors(tuple(bases), tuple(coefficients))
 
 
+@dataclass(frozen=True, slots=True)
+class JointSpan:
+    """What the directions of all tasks span together.
+
+    Args:
+        left, right: energies (p,), (q,) and orthonormal columns (m, p), (n, q), strongest first.
+        energies: (N, p, q), of every task on every pair of them.
+    """
+
+    left: tuple[Tensor, Tensor]
+    right: tuple[Tensor, Tensor]
+    energies: Tensor
+
+    @classmethod
+    def of(cls, found: Sequence[Directions]) -> JointSpan:
+        """Of the directions of each task."""
+        left = _joint_basis(torch.cat([d.left * d.energies.sqrt() for d in found], 1))
+        right = _joint_basis(torch.cat([d.right for d in found]).T)
+        cores = [left[1].T @ d.left @ (d.right @ right[1]) for d in found]
+        return cls(left, right, torch.stack(cores) ** 2)
+
+
 def shared_factors(
-    stack: Sequence[Tensor], found: Sequence[Directions], step: float, worth: float = 1.0
+    stack: Sequence[Tensor], span: JointSpan, step: float, worth: float = 1.0
 ) -> SharedFactors | None:
     """Bases for all tasks and their cores; None when none pays.
 
     Args:
         stack: per task (m, n).
-        found: the directions of each: together they span what may be worth coding.
+        span: what may be worth coding.
         step: of bases and cores.
         worth: what a unit of energy costs that is left to the rest.
     """
     m, n = stack[0].shape
-    lefts = [d.left * d.energies.sqrt() for d in found]
-    sides = [_joint_basis(torch.cat(lefts, 1)), _joint_basis(torch.cat([d.right for d in found]).T)]
-    (left_energies, left), (right_energies, right) = sides
+    (left_energies, left), (right_energies, right) = span.left, span.right
     if not (len(left_energies) and len(right_energies)):
         return None
-    energies = torch.stack([(left.T @ d.left @ (d.right @ right)) ** 2 for d in found])
-    gains = (energies * worth - number_costs(energies, 1, step)).clamp_min(0).sum(0)
+    costs = number_costs(span.energies, 1, step)
+    gains = (span.energies * worth - costs).clamp_min(0).sum(0)
     p = paying(gains.sum(1), number_costs(left_energies, m, step))
     q = paying(gains[:p].sum(0), number_costs(right_energies, n, step))
     left_rows = rounded_basis(left[:, :p], left_energies[:p], step)

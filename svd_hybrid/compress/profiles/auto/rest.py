@@ -51,7 +51,8 @@ def unbiased_rest(
     if variance == 0.0:
         return None
     deviation = math.sqrt(variance)
-    step = step_for_noise(variance, noise, COARSEST)
+    # as it is stored: else fine steps would lose more by their scale than by rounding
+    step = stored_scale(step_for_noise(variance, noise, COARSEST))
     if inputs is not None:
         return _minded_rest(rest, step, inputs)
     peaked = float(rest.abs().mean()) < PEAKED * deviation
