@@ -2,8 +2,9 @@
 
 The matrices of one block of ViT-B/32 with deltas whose spectra decay as those of trained fine-tunes
 (`bench_methods.py`). compress and reload run whole, from checkpoint files to files on disk, without
-compress measuring the errors of what it wrote; reload counts the one task it rebuilds. Medians of
-process time. A memory copy and singular value decompositions show what the machine can do.
+compress measuring the errors of what it wrote; profiles that search a step run once more with the
+step that was found. reload counts the one task it rebuilds. Medians of process time. A memory copy
+and singular value decompositions show what the machine can do.
 
     python scripts/bench_codec_speed.py --tasks 2 --runs 3
     python scripts/bench_codec_speed.py --profiles auto --set target_bits=1
@@ -12,6 +13,7 @@ process time. A memory copy and singular value decompositions show what the mach
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,13 +28,14 @@ from bench_methods import BLOCK, TASKS, decaying_deltas, seconds
 from safetensors.torch import save_file
 from torch import Tensor
 
+from svd_hybrid.artifact.layout import CONFIG
 from svd_hybrid.codec.entropy import decode, encode
 from svd_hybrid.compress.api import compress
 from svd_hybrid.compress.profiles.params import PROFILE_PARAMS
 from svd_hybrid.numerics.seeds import generator
 from svd_hybrid.reload.api import reload
 
-PROFILES = ("fast", "hybrid", "auto")
+PROFILES = ("fast", "hybrid", "auto", "max")
 BASE_SIZE = 0.02
 STEPS = (0.5, 1.0, 3.0, 4.5)
 """Of the entropy coder's input, in units of the deltas' root mean square."""
@@ -99,24 +102,22 @@ def profile_speeds(
     """Compress with a profile, and reload of one task."""
     artifact, rebuilt = scratch / profile, scratch / "rebuilt.safetensors"
 
-    def write() -> None:
-        compress(
-            block.base,
-            block.tasks,
-            artifact,
-            profile=profile,
-            eval_reconstruction=False,
-            overwrite=True,
-            **parameters,
-        )
+    def write(**chosen: Any) -> None:
+        given = {"profile": profile, "eval_reconstruction": False, "overwrite": True, **chosen}
+        compress(block.base, block.tasks, artifact, **given)
 
     def read() -> None:
         reload(artifact, block.base, rebuilt, task=next(iter(block.tasks)), overwrite=True)
 
-    spent = seconds(write, runs)
+    spent = seconds(partial(write, **parameters), runs)
     bits = 8 * sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file())
     numbers = block.mb * MEGA / 4
-    yield Speed(f"compress, {profile}", spent, block.mb, f"{bits / numbers:.2f} bits per parameter")
+    note = f"{bits / numbers:.2f} bits per parameter"
+    yield Speed(f"compress, {profile}", spent, block.mb, note)
+    step = json.loads((artifact / CONFIG).read_text(encoding="utf-8")).get("step")
+    if step is not None and "step" not in parameters:
+        spent = seconds(partial(write, step=step), runs)
+        yield Speed(f"compress, {profile}, step given", spent, block.mb, note)
     read()
     yield Speed(f"reload a task, {profile}", seconds(read, runs), block.mb / len(block.tasks))
 
