@@ -7,8 +7,9 @@ masks and a noise region stores), `golden-v1-hybrid-tasks` (the original layout,
 `golden-v1-merges` (stored merges side by side, no task stacks), `golden-v1-exact` (the fine-tunes
 bit for bit) and one for each of three published schemes; `golden-wide-base/model.safetensors`,
 larger matrices, and the artifacts `golden-v1-auto`, `golden-v1-auto-error` and `golden-v1-max` of
-those; and `expected.json`: the digest of every rebuilt tensor. Between them they hold every codec
-and every operation of the format.
+those; `golden-blocks-base/model.safetensors` and the artifact `golden-v1-blocks` of it, with a
+shard of two blocks; and `expected.json`: the digest of every rebuilt tensor. Between them they hold
+every codec and every operation of the format.
 
 All weights are multiples of 1/64 drawn with Python's own generator, so the family is the same
 everywhere; only the eigenvectors inside the artifacts depend on the machine that made them.
@@ -88,6 +89,16 @@ WIDE: dict[str, dict[str, Any]] = {
     "golden-v1-max": {"model": "golden-wide", "profile": "max", "step": 0.1},
 }
 """Of the wide family."""
+BLOCKS: dict[str, dict[str, Any]] = {
+    "golden-v1-blocks": {
+        "model": "golden-blocks",
+        "profile": "hybrid",
+        "basis": "tasks",
+        "fp16": False,
+        "energy_threshold": 1.0,
+    },
+}
+"""Of the family for blocks: the longest layout, so that the base may be short."""
 WIDE_FLOATS: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
     "conv.weight": ((16, 3, 2, 2), torch.bfloat16),
     "embed.weight": ((12, 10), torch.bfloat16),
@@ -97,7 +108,13 @@ WIDE_FLOATS: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
     "proj.weight": ((24, 40), torch.float32),
     "temperature": ((), torch.float32),
 }
-BASE, WIDE_BASE = "golden-base", "golden-wide-base"
+BLOCKS_FLOATS: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+    "embed.weight": ((12, 10), torch.bfloat16),
+    "mlp.weight": ((48, 56), torch.bfloat16),
+    "proj.weight": ((48, 56), torch.bfloat16),
+    "temperature": ((), torch.float32),
+}
+BASE, WIDE_BASE, BLOCKS_BASE = "golden-base", "golden-wide-base", "golden-blocks-base"
 MERGES = "golden-v1-merges"
 ADDED: list[dict[str, Any]] = [
     {"method": "emr", "merged_dtype": "fp16"},
@@ -206,6 +223,28 @@ class WideFamily(Family):
         return (x * UNIT).round() / UNIT
 
 
+class BlocksFamily(Family):
+    """Matrices whose parts fill a shard of just over 64 KiB; `temperature` lies at its end."""
+
+    def __init__(self) -> None:
+        self._random = random.Random(SEED + 2)  # noqa: S311
+        self.base = {
+            name: self._numbers(shape, 3 * UNIT).to(dtype)
+            for name, (shape, dtype) in BLOCKS_FLOATS.items()
+        }
+        self.base["embed.weight"][UNTOUCHED] = -0.0
+        self.tasks = {task: self._tuned() for task in TASKS}
+        self.masks = {}
+
+    def _tuned(self) -> dict[str, Tensor]:
+        changes = {name: self._numbers(shape, 16) for name, (shape, _) in BLOCKS_FLOATS.items()}
+        changes["embed.weight"][UNTOUCHED] = 0
+        return {
+            name: (self.base[name].float() + change).to(self.base[name].dtype)
+            for name, change in changes.items()
+        }
+
+
 def write_base(folder: Path, family: Family, name: str = BASE) -> Path:
     """The base checkpoint; returns its path."""
     path = folder / name / "model.safetensors"
@@ -235,13 +274,20 @@ def write_artifacts(folder: Path, family: Family, base: Path, *, overwrite: bool
         write_merges(folder / MERGES, Path(scratch), base, sources, overwrite=overwrite)
 
 
-def write_wide(folder: Path, family: WideFamily, base: Path, *, overwrite: bool) -> None:
-    """Compress the wide family once for every entry of WIDE."""
+def write_unmasked(
+    folder: Path,
+    entries: Mapping[str, dict[str, Any]],
+    family: Family,
+    base: Path,
+    *,
+    overwrite: bool,
+) -> None:
+    """Compress a family without masks once for every entry of WIDE or BLOCKS."""
     with tempfile.TemporaryDirectory() as scratch:
         sources = {task: Path(scratch) / f"{task}.safetensors" for task in TASKS}
         for task, path in sources.items():
             save_file(family.tasks[task], path)
-        for name, parameters in WIDE.items():
+        for name, parameters in entries.items():
             svd_hybrid.compress(base, sources, folder / name, overwrite=overwrite, **parameters)
 
 
@@ -298,13 +344,17 @@ def main(argv: list[str] | None = None) -> int:
     family = Family()
     base = write_base(out, family)
     write_artifacts(out, family, base, overwrite=arguments.overwrite)
-    wide = WideFamily()
-    wide_base = write_base(out, wide, WIDE_BASE)
-    write_wide(out, wide, wide_base, overwrite=arguments.overwrite)
-    bases = dict.fromkeys((*ARTIFACTS, *UNMASKED, MERGES), base) | dict.fromkeys(WIDE, wide_base)
+    bases = dict.fromkeys((*ARTIFACTS, *UNMASKED, MERGES), base)
+    for base_name, entries, other in (
+        (WIDE_BASE, WIDE, WideFamily()),
+        (BLOCKS_BASE, BLOCKS, BlocksFamily()),
+    ):
+        other_base = write_base(out, other, base_name)
+        write_unmasked(out, entries, other, other_base, overwrite=arguments.overwrite)
+        bases |= dict.fromkeys(entries, other_base)
     record = {
         "selections": SELECTIONS | OF_MERGES,
-        "bases": dict.fromkeys(WIDE, WIDE_BASE),
+        "bases": dict.fromkeys(WIDE, WIDE_BASE) | dict.fromkeys(BLOCKS, BLOCKS_BASE),
         "artifacts": {name: digests(out / name, bases[name]) for name in bases},
     }
     expected.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -82,6 +82,53 @@ def test_the_bench_notices_a_crash_and_left_overs(tmp_path, monkeypatch):
     assert [judge.figures[name] for name in PROMISES[2:6]] == [1, 1, 1, 1]
 
 
+class Chosen(random.Random):
+    """Forges one bit of the first shard it is shown."""
+
+    def __init__(self, shard: str, byte: int, bit: int) -> None:
+        super().__init__(0)
+        self.shard, self.places = shard, [byte, bit]
+
+    def random(self) -> float:
+        return 0.0
+
+    def choice(self, _shards: object) -> str:  # type: ignore[override]
+        return self.shard
+
+    def randrange(self, *_: int) -> int:  # type: ignore[override]
+        return self.places.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("bit", "verified", "promise"),
+    [(6, False, "forged_rounding"), (7, False, "forged_found_by_deep"), (7, True, "hidden")],
+)
+def test_the_bench_tells_what_has_a_digest_from_what_has_none(
+    tmp_path, monkeypatch, bit, verified, promise
+):
+    """A changed magnitude that a task's dtype rounds away, and one that it does not.
+
+    The merge of the tasks shows both. Where `verified`, verify is made to find nothing.
+    """
+    artifact, base = next(pair for pair in PAIRS if pair[0].name == "golden-v1-compeft")
+    shard = read_manifest(artifact).tensor("embed.weight").parts["coeff"].spans[0]
+    path = read_manifest(artifact).files[shard.file].path
+    (tmp_path / "scratch").mkdir()
+    judge = Bench(artifact, base, tmp_path / "scratch", random.Random(0), lambda _: None)
+    copy = Path(shutil.copytree(artifact, tmp_path / "scratch" / "artifact"))
+    mutation = forge(copy, Chosen(path, 120, bit))
+    run_command = judge._run
+    if verified:
+        monkeypatch.setattr(
+            judge, "_run", lambda *argv: (0, "", "") if "verify" in argv else run_command(*argv)
+        )
+    judge._judge_forged(copy, mutation)
+    found = {
+        name: judge.figures[name] for name in ("forged_rounding", "forged_found_by_deep", "hidden")
+    }
+    assert found == {name: int(name == promise) for name in found}
+
+
 def test_forged_artifacts_are_sealed(tmp_path):
     for seed in range(12):
         copy = Path(shutil.copytree(AUTO[0], tmp_path / f"artifact{seed}"))

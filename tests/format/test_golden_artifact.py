@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import svd_hybrid
 from svd_hybrid import Artifact
 from svd_hybrid.codec import CODECS
 from svd_hybrid.delta.serial import KNOWN_OPS
-from svd_hybrid.errors import StorageError
+from svd_hybrid.errors import ArtifactError, StorageError
 from svd_hybrid.io.tensors import tensor_digest
 from tests.format import minimal_reader
 from tests.format.families import read_record
@@ -27,7 +29,7 @@ NAMES = list(EXPECTED["artifacts"])
 SELECTIONS: dict[str, dict[str, Any]] = EXPECTED["selections"]
 PAIRS = [(name, label) for name in NAMES for label in EXPECTED["artifacts"][name]["tensors"]]
 HYBRID = [name for name in NAMES if "hybrid" in name]
-WITH_DIGESTS = ("exact", "auto", "max", "bitdelta", "compeft", "fast")
+WITH_DIGESTS = ("exact", "auto", "max", "bitdelta", "compeft", "fast", "blocks")
 """In names of artifacts that are not older than digests of what comes back."""
 
 
@@ -123,6 +125,31 @@ def test_wide_golden_tasks_are_close_to_the_fine_tunes_they_came_from(name):
         assert error <= 0.3**2 * sum(float((want - x).square().sum()) for _, want, x in pairs)
 
 
+def test_tasks_of_the_golden_artifact_of_blocks_are_the_fine_tunes_they_came_from():
+    name = "golden-v1-blocks"
+    for task, tuned in make_golden().BlocksFamily().tasks.items():
+        for tensor, values in Artifact.open(GOLDEN / name).iter_tensors(base_of(name), task=task):
+            assert torch.allclose(values, tuned[tensor], rtol=0, atol=1e-6), f"{task} {tensor}"
+
+
+def test_one_golden_shard_has_two_blocks_and_a_tensor_needs_only_its_own(tmp_path):
+    name = "golden-v1-blocks"
+    (shard,) = (file for file in read_record(GOLDEN / name)["files"] if "blocks" in file)
+    data = (GOLDEN / name / shard["path"]).read_bytes()
+    halves = data[:65536], data[65536:]
+    assert shard["blocks"] == "".join(hashlib.sha256(x).hexdigest()[:32] for x in halves)
+    copy = Path(shutil.copytree(GOLDEN / name, tmp_path / name))
+    (copy / shard["path"]).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    artifact, base = Artifact.open(copy), base_of(name)
+    digest = tensor_digest(artifact.tensor("mlp.weight", base, task="beta"))
+    assert digest == digests(name, "beta")["mlp.weight"]
+    for tensor in ("proj.weight", "temperature"):
+        with pytest.raises(ArtifactError, match=f"in bytes 65536 to {len(data) - 1} "):
+            artifact.tensor(tensor, base, task="beta")
+    with pytest.raises(minimal_reader.DamagedError):
+        minimal_reader.Artifact(copy)
+
+
 def operations(expression: Any) -> set[str]:
     if isinstance(expression, list):
         return set().union(*map(operations, expression))
@@ -151,7 +178,7 @@ def test_golden_artifacts_hold_every_codec_and_operation():
 
 def test_golden_files_are_small():
     files = [path for path in GOLDEN.glob("golden-*/**/*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 200_000
+    assert sum(path.stat().st_size for path in files) < 250_000
 
 
 def make_golden() -> Any:
@@ -167,6 +194,8 @@ def test_the_script_makes_the_same_family_and_keeps_what_is_there(tmp_path):
     assert made.read_bytes() == BASE.read_bytes()
     made = tmp_path / "golden-wide-base" / "model.safetensors"
     assert made.read_bytes() == base_of("golden-v1-auto").read_bytes()
+    made = tmp_path / "golden-blocks-base" / "model.safetensors"
+    assert made.read_bytes() == base_of("golden-v1-blocks").read_bytes()
     fresh = json.loads((tmp_path / "expected.json").read_text(encoding="utf-8"))
     assert fresh["selections"] == SELECTIONS
     assert fresh["bases"] == EXPECTED["bases"]
