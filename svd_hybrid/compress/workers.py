@@ -8,11 +8,13 @@ Python's own.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar, cast
@@ -20,6 +22,7 @@ from typing import Any, BinaryIO, Self, TypeVar, cast
 from svd_hybrid.compress.config import MOST_WORKERS
 from svd_hybrid.compress.messages import receive, send
 from svd_hybrid.errors import StorageError, SvdhError, UsageError
+from svd_hybrid.signals import EXIT_CODES
 
 AHEAD = 2
 """Calls under way or waiting, for each process: what they are given lies in memory."""
@@ -79,9 +82,9 @@ class Workers:
     def _submit(self, call: Call) -> Future[Any]:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.count, "svdh-worker")
-            self._all = [_Worker() for _ in range(self.count)]
-            for worker in self._all:
-                self._idle.put(worker)
+            for _ in range(self.count):
+                self._all.append(_Worker())
+                self._idle.put(self._all[-1])
         return self._threads.submit(self._ask, call)
 
     def _ask(self, call: Call) -> Any:
@@ -116,12 +119,16 @@ class _Worker:
 
     def __init__(self) -> None:
         paths = [path for path in sys.path if path]
-        self._process = subprocess.Popen(  # noqa: S603 - this very program
-            [sys.executable, "-m", MODULE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        )
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)  # a process inherits it
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - this very program
+                [sys.executable, "-m", MODULE],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._calls = cast("BinaryIO", self._process.stdin)
         self._answers = cast("BinaryIO", self._process.stdout)
 
@@ -145,7 +152,8 @@ class _Worker:
         """Kill it: what it was doing is not wanted any more."""
         self._process.kill()
         self._process.wait()
-        self._calls.close() if not self._calls.closed else None
+        with suppress(OSError):  # it ended before it had read all
+            self._calls.close()
         self._answers.close()
 
 

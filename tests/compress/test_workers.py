@@ -123,6 +123,17 @@ def test_a_process_that_ends_is_told(call, said):
         list(mortal.answers([call], lambda item: item))
 
 
+def test_a_process_that_ended_before_it_was_asked_is_told():
+    """Its error, and not that of the pipe, which would pass for a reader of stdout that left."""
+    with Workers(2) as mortal:
+        list(mortal.answers([0], lambda _: (os.getpid, ())))
+        for worker in mortal._all:
+            worker._process.kill()
+            worker._process.wait()
+        with pytest.raises(StorageError, match="signal 9"):
+            list(mortal.answers([torch.zeros(100_000)], lambda values: (torch.sum, (values,))))
+
+
 def test_processes_end_with_the_block():
     with Workers(2) as started:
         [(_, process)] = started.answers([0], lambda _: (os.getpid, ()))
