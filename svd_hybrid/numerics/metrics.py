@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 NORM_BLOCK = 2**16
 """Scalars widened at a time; they stay in the cache."""
 
