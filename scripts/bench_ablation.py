@@ -80,6 +80,8 @@ QUALITY: Mapping[str, Sequence[Patch]] = {
 ERRORS = (0.5, 0.3, 0.15)
 STEPS = (3.0, 1.7, 0.9, 0.45)
 NOISES = (8.0, 3.0, 1.5)
+NEAR = 0.2
+"""Natural logarithm of the error by which a curve may be extended."""
 
 
 @contextmanager
@@ -143,10 +145,15 @@ class Stacks:
         return total / self.count
 
 
-def bits_at(curve: Sequence[tuple[float, float]], error: float) -> float:
-    """Bits at an error, between the two nearest points of a curve (error, bits), on log scales."""
+def bits_at(curve: Sequence[tuple[float, float]], error: float) -> float | None:
+    """Bits at an error, between the two nearest points of a curve (error, bits), on log scales.
+
+    None where the curve does not come near it.
+    """
     points = sorted((math.log(e), math.log(b)) for e, b in curve)
     at = math.log(error)
+    if not points[0][0] - NEAR < at < points[-1][0] + NEAR:
+        return None
     pair = min(itertools.pairwise(points), key=lambda p: abs(p[0][0] + p[1][0] - 2 * at))
     (low, first), (high, second) = pair
     return math.exp(first + (second - first) * (at - low) / (high - low))
@@ -160,7 +167,8 @@ def run_error(stacks: Stacks) -> None:
     for name, patches in ERROR.items():
         with without(patches):
             curve = [stacks.coded(step, "error")[:2] for step in STEPS]
-        cells = [f"{bits_at([(e, b) for b, e in curve], error):.3f}" for error in ERRORS]
+        found = [bits_at([(e, b) for b, e in curve], error) for error in ERRORS]
+        cells = ["–" if bits is None else f"{bits:.3f}" for bits in found]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
