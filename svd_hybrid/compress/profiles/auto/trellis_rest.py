@@ -101,7 +101,7 @@ def _at_noise(turned: Tensor, wanted: float) -> Searched:
     step, slope = float(np.interp(aim, noises, steps)), SLOPE
     tried: tuple[float, float] | None = None
     for _ in range(TRIALS):
-        found = balanced(some / (math.exp(step) * deviation / 2))
+        found = balanced(some * (2 / (math.exp(step) * deviation)), 2 / math.exp(step))
         off = math.log(relative_noise(found.halves, some)) - aim
         if abs(off) < CLOSE:
             if stride == 1:
@@ -111,19 +111,20 @@ def _at_noise(turned: Tensor, wanted: float) -> Searched:
             slope = min(max((tried[0] - step) / (tried[1] - off), SLOPE / 4), SLOPE)
         tried = step, off
         step -= slope * off
-    return balanced(turned / (math.exp(step) * deviation / 2))
+    return balanced(turned * (2 / (math.exp(step) * deviation)), 2 / math.exp(step))
 
 
-def balanced(halves: Tensor) -> Searched:
+def balanced(halves: Tensor, deviation: float) -> Searched:
     """The way through the trellis for rows that it is to keep the same share of.
 
     Args:
         halves: (m, n) float, in half steps.
+        deviation: of all rows, whose share it shall be.
     """
     squares = halves.to(torch.float64).square().mean(1)
     own = squares.clamp_min(TINY).log().numpy() / 2
     deviations, kept = np.log(np.array(KEPT)).T
-    share = np.interp(math.log(max(float(squares.mean()), TINY)) / 2, deviations, kept)
+    share = np.interp(math.log(deviation), deviations, kept)
     wanted = np.interp(own + share, deviations + kept, deviations) - own
     wanted = np.where(own < deviations[-1], wanted.clip(-MOST_CHANGE, MOST_CHANGE), 0.0)
     return searched(halves * torch.from_numpy(np.exp(wanted)).to(halves.dtype)[:, None])
