@@ -97,7 +97,7 @@ def test_edge_data_never_costs_more(factor):
 
 def test_the_trellis_is_used_for_turned_and_plain_rows_and_both_objectives():
     x = gaussian(64, 256)
-    turned = unbiased_rest(x, 0.8, may_rotate=True, trellis=True)
+    turned = unbiased_rest(x, 0.6, may_rotate=True, trellis=True)
     plain = unbiased_rest(x, 0.2, may_rotate=True, trellis=True)
     close = closest_rest(x, 1.0, trellis=True)
     assert turned is not None
