@@ -242,7 +242,7 @@ def build_request(
         },
         from_artifact=from_artifact,
         overwrite=overwrite,
-        workers=values.get("workers", 1),
+        workers=values.get("workers") or 1,
     )
 
 

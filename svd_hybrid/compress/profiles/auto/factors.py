@@ -256,20 +256,20 @@ class JointSpan:
 
     Args:
         left, right: energies (p,), (q,) and orthonormal columns (m, p), (n, q), strongest first.
-        energies: (N, p, q), of every task on every pair of them.
+        energies: per task (p, q), on every pair of them.
     """
 
     left: tuple[Tensor, Tensor]
     right: tuple[Tensor, Tensor]
-    energies: Tensor
+    energies: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, found: Sequence[Directions]) -> JointSpan:
         """Of the directions of each task."""
         left = _joint_basis(torch.cat([d.left * d.energies.sqrt() for d in found], 1))
         right = _joint_basis(torch.cat([d.right for d in found]).T)
-        cores = [left[1].T @ d.left @ (d.right @ right[1]) for d in found]
-        return cls(left, right, torch.stack(cores) ** 2)
+        energies = ((left[1].T @ d.left @ (d.right @ right[1])).square_() for d in found)
+        return cls(left, right, tuple(energies))
 
 
 def shared_factors(
@@ -287,8 +287,9 @@ def shared_factors(
     (left_energies, left), (right_energies, right) = span.left, span.right
     if not (len(left_energies) and len(right_energies)):
         return None
-    costs = number_costs(span.energies, 1, step)
-    gains = (span.energies * worth - costs).clamp_min(0).sum(0)
+    gains = torch.zeros(len(left_energies), len(right_energies), dtype=torch.float64)
+    for energies in span.energies:  # one at a time, for their costs take ten times their memory
+        gains += (energies * worth - number_costs(energies, 1, step)).clamp_min_(0)
     p = paying(gains.sum(1), number_costs(left_energies, m, step))
     q = paying(gains[:p].sum(0), number_costs(right_energies, n, step))
     left_rows = rounded_basis(left[:, :p], left_energies[:p], step)
