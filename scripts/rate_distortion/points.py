@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-TARGET_BITS = (14, 8, 4, 2.7, 2, 1.35, 1, 0.66, 0.35, 0.25, 0.21, 0.157)
-ERROR_BITS = (8, 4, 2.7, 2, 1.35, 1, 0.66, 0.35, 0.21)
+TARGET_BITS = (14, 8, 4, 2.7, 2, 1.35, 1, 0.66, 0.35, 0.25, 0.21, 0.157, 0.1, 0.05)
+ERROR_BITS = (8, 4, 2.7, 2, 1.35, 1, 0.66, 0.35, 0.21, 0.1)
 MAX_BITS = (2, 1)
 MERGE_ALONE = {"store_tasks": "off", "merged_dtype": "fp16"}
 """What is stored is the merge, in the form its paper rebuilds every task from."""
