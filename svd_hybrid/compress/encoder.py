@@ -13,10 +13,9 @@ from torch import Tensor
 from svd_hybrid.artifact.fingerprint import check_digest
 from svd_hybrid.artifact.manifest import TensorRecord
 from svd_hybrid.artifact.merges import LinearMerge, Merge, StoredMerge
-from svd_hybrid.artifact.reader import ArtifactReader
 from svd_hybrid.artifact.writer import EncodedPart
 from svd_hybrid.compress.coded_merge import MergeCoding
-from svd_hybrid.compress.config import CompressConfig, params_to_json
+from svd_hybrid.compress.config import params_to_json
 from svd_hybrid.compress.diagnostics import Diagnostics
 from svd_hybrid.compress.merging import (
     EncodedMerge,
@@ -26,6 +25,7 @@ from svd_hybrid.compress.merging import (
     normalised,
     precise_codec,
 )
+from svd_hybrid.compress.plan import RunPlan
 from svd_hybrid.compress.profiles.base import Originals
 from svd_hybrid.compress.profiles.table import PROFILES
 from svd_hybrid.compress.source import DeltaSource
@@ -47,49 +47,6 @@ from svd_hybrid.methods.base import MergeResult, TensorContext
 from svd_hybrid.reload.rebuild import is_variance
 
 ZERO: Expr = Sum(())
-
-
-@dataclass(frozen=True, slots=True)
-class RunPlan:
-    """What an artifact will hold.
-
-    Args:
-        config: the resolved configuration.
-        carried: an artifact whose content is kept; None for none.
-        encodes_tasks: whether the tasks' deltas are coded anew.
-        holds_tasks: whether the artifact has them, coded anew or carried.
-        uniform: whether every tensor has the same weights and scaling.
-    """
-
-    config: CompressConfig
-    carried: ArtifactReader | None
-    encodes_tasks: bool
-    holds_tasks: bool
-    uniform: bool
-
-    @property
-    def stores_merge(self) -> bool:
-        """Whether the merge has expressions of its own, not only weights."""
-        return not (METHODS[self.config.method].linear and self.holds_tasks and self.uniform)
-
-    @property
-    def recovers_tasks(self) -> bool:
-        """Whether every fine-tune comes back, from task deltas or from a merge that keeps them."""
-        merges = self.merges.values()
-        kept = any(isinstance(merge, StoredMerge) and merge.tasks for merge in merges)
-        return self.holds_tasks or METHODS[self.config.method].per_task_reload or kept
-
-    @property
-    def merges(self) -> Mapping[str, Merge]:
-        """The merges that are carried over."""
-        return self.carried.manifest.merges if self.carried else {}
-
-    @property
-    def prefix(self) -> str:
-        """Put before the parts of the stored merge; no carried part begins with it."""
-        tensors = self.carried.manifest.tensors if self.carried else ()
-        used = {name.split(".", 1)[0] for tensor in tensors for name in tensor.parts}
-        return next(f"m{n}." for n in range(len(used) + 1) if f"m{n}" not in used)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,11 @@ from svd_hybrid.artifact.writer import ArtifactWriter
 from svd_hybrid.compress.allocation import StepSearch, has_step_to_find
 from svd_hybrid.compress.config import CompressConfig
 from svd_hybrid.compress.diagnostics import Diagnostics
-from svd_hybrid.compress.encoder import FamilyEncoder, RunPlan
+from svd_hybrid.compress.encoder import FamilyEncoder
 from svd_hybrid.compress.finish import finish_artifact, rebuilt_facts
 from svd_hybrid.compress.layer_inputs import FamilyInputs
 from svd_hybrid.compress.masks.family import FamilyMasks
+from svd_hybrid.compress.plan import RunPlan
 from svd_hybrid.compress.profiles.table import PROFILES
 from svd_hybrid.compress.request import CompressRequest
 from svd_hybrid.compress.settings import FamilySettings

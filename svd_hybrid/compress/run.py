@@ -15,8 +15,8 @@ from typing import Any
 
 from svd_hybrid.artifact.output import ARTIFACT, staged_artifact
 from svd_hybrid.artifact.stable import identity, refuse_replaced
-from svd_hybrid.compress.encoder import RunPlan
 from svd_hybrid.compress.open_family import OpenFamily, open_source
+from svd_hybrid.compress.plan import RunPlan
 from svd_hybrid.compress.request import CompressRequest, CompressResult
 from svd_hybrid.compress.stream import Progress
 from svd_hybrid.compress.workers import Workers

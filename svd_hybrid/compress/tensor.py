@@ -114,10 +114,7 @@ def encode_tensor(
     profile = PROFILES[config.profile]
     if originals is not None and profile.encode_originals is not None:
         return _encode_originals(originals, mask, config, settings)
-    matrix = matrix_shape(tuple(deltas.shape[1:]))
-    stack = deltas.reshape(deltas.shape[0], *matrix)
-    mask, regions = masked_regions(mask, METHODS[config.method], settings)
-    mask = None if mask is None else mask.reshape(matrix)
+    stack, mask, regions = _as_matrices(deltas, mask, config, settings)
     parts: dict[str, EncodedPart] = {}
     found: dict[bool, EncodedStack] = {}
     task_terms: list[Expr] = []
@@ -171,16 +168,23 @@ def try_tensor(
     """
     try_out = PROFILES[config.profile].try_out
     assert try_out is not None  # else there is no step to search
-    matrix = matrix_shape(tuple(deltas.shape[1:]))
-    stack = deltas.reshape(deltas.shape[0], *matrix)
-    mask, regions = masked_regions(mask, METHODS[config.method], settings)
-    mask = None if mask is None else mask.reshape(matrix)
+    stack, mask, regions = _as_matrices(deltas, mask, config, settings)
     nothing = (0.0,) * len(stack)
     total = Tried(0.0 if mask is None else mask.numel() / 8, nothing, nothing)
     for region in regions:
         selected = mask if mask is None or region.inside else ~mask
         total += try_out(stack, selected, settings.profile, inputs)
     return total
+
+
+def _as_matrices(
+    deltas: Tensor, mask: Tensor | None, config: CompressConfig, settings: TensorSettings
+) -> tuple[Tensor, Tensor | None, list[Region]]:
+    """Deltas (N, m, n) and mask (m, n), if it counts, as matrices; the regions the method takes."""
+    matrix = matrix_shape(tuple(deltas.shape[1:]))
+    mask, regions = masked_regions(mask, METHODS[config.method], settings)
+    mask = None if mask is None else mask.reshape(matrix)
+    return deltas.reshape(deltas.shape[0], *matrix), mask, regions
 
 
 def _encode_originals(
