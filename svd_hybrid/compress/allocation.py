@@ -96,7 +96,6 @@ class StepSearch:
         self._by_error = self.kind == "target_error"
         self._goal = self.target * (ERROR_AIM if self._by_error else SIZE_AIM)
         self._goal -= 0 if self._by_error else self._overhead()
-        self._trials: dict[float, Tried] = {}
         self._crossing = self._new_crossing(scalars * tasks)
         self._attempts = 0
         self._met: tuple[float, float] | None = None  # nearest that was allowed, and its position
@@ -134,7 +133,7 @@ class StepSearch:
         """
         if self._by_error:
             error = diagnostics.stored_error(worst_task=self._worst_task)
-            actual = self._error_at(self._position) if error is None else error
+            actual = self._crossing.value(self._position) if error is None else error
             good = ERROR_FLOOR * self.target < actual <= self.target
             good |= actual <= self.target and self._at_a_jump
             change = ERROR_AIM * self.target / max(actual, 1e-30)
@@ -161,8 +160,9 @@ class StepSearch:
     @property
     def _at_a_jump(self) -> bool:
         """Whether steps hardly coarser were tried and lose more than is allowed."""
-        coarser = [p for p in self._trials if self._position < p <= self._position + JUMP]
-        return any(self._error_at(p) > self.target for p in coarser)
+        tried = self._crossing.tried.items()
+        near = [error for p, error in tried if self._position < p <= self._position + JUMP]
+        return any(error > self.target for error in near)
 
     @property
     def _at_an_end(self) -> bool:
@@ -188,7 +188,7 @@ class StepSearch:
         if self._by_error:
             guess = error_guess(self.target, objective)
             return Crossing(
-                self._error_at,
+                lambda position: self._try(position).error(worst_task=self._worst_task),
                 rising=True,
                 guess=guess,
                 slope=ERROR_SLOPE,
@@ -197,24 +197,16 @@ class StepSearch:
         bits = max(8 * self._goal / scalars, 1e-3)
         octaves = math.log2(bits)
         return Crossing(
-            lambda position: self._trial_at(position).nbytes,
+            lambda position: self._try(position).nbytes,
             rising=False,
             guess=0.8 - 1.15 * octaves if objective == "quality" else -0.15 - octaves,
             slope=min(SIZE_SLOPE, SLOPE_BITS / bits),
             limits=limits,
         )
 
-    def _trial_at(self, position: float) -> Tried:
-        if position not in self._trials:
-            self._trials[position] = self._try(position)
-        return self._trials[position]
-
     @property
     def _worst_task(self) -> bool:
         return bool(self.config.profile_params.error_scope == "task")
-
-    def _error_at(self, position: float) -> float:
-        return self._trial_at(position).error(worst_task=self._worst_task)
 
     def _sampled(self, most: int) -> dict[str, float]:
         """Tensors that trials encode, and how many of their kind each stands for."""

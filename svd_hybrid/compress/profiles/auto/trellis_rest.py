@@ -50,7 +50,8 @@ KEPT = (
     (9.51, 0.998),
     (16.0, 1.0),
 )
-"""Deviation of a row in half steps, and <row, found> over <row, row>: measured on Gaussian rows."""
+"""Deviation of a row in half steps, and <row, found> over <row, row>: measured on Gaussian rows;
+the last one, measured 0.998, counts as 1, for beyond it rows are left as they are."""
 MOST_CHANGE = 0.7
 """Natural logarithm by which a row is enlarged or made smaller, at most."""
 TINY = 1e-30
