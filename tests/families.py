@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,11 @@ from torch import Tensor
 
 from svd_hybrid import Artifact, compress
 from svd_hybrid.io.reader import open_checkpoint
+
+FAMILIES = Path(
+    os.environ.get("SVDH_FAMILIES", Path(__file__).resolve().parents[2] / "shared" / "families")
+)
+"""Where trained families are; tests that need one are skipped, visibly, without it."""
 
 State = dict[str, Tensor]
 SHAPES: dict[str, tuple[int, ...]] = {

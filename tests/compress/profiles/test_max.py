@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -21,6 +18,7 @@ from svd_hybrid.compress.profiles.params import AutoParams
 from svd_hybrid.delta.evaluate import matrix_shape
 from tests.compress.test_same_bits import content
 from tests.families import (
+    FAMILIES,
     FamilyFiles,
     load_state,
     pack,
@@ -29,9 +27,6 @@ from tests.families import (
     write_family,
 )
 
-FAMILIES = Path(
-    os.environ.get("SVDH_FAMILIES", Path(__file__).resolve().parents[4] / "shared" / "families")
-)
 VIT = FAMILIES / "vit-tiny"
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +13,8 @@ from svd_hybrid.compress.profiles.base import squared_error
 from svd_hybrid.compress.profiles.params import PROFILE_PARAMS
 from svd_hybrid.compress.profiles.table import PROFILES
 from svd_hybrid.delta.evaluate import matrix_shape
-from tests.families import load_state
+from tests.families import FAMILIES, load_state
 
-FAMILIES = Path(
-    os.environ.get("SVDH_FAMILIES", Path(__file__).resolve().parents[4] / "shared" / "families")
-)
 VIT = FAMILIES / "vit-tiny"
 TASKS = ("handsigns", "kannada", "mnist", "notmnist", "telugu", "trafficsigns", "usps")
 
